@@ -1,0 +1,217 @@
+"""The command line: one short function a verb. Heavy libraries are imported where they are used, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from smollora.errors import GateFailed, SmolloraError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Finds out why a chat model calls no tools, teaches it its native tool-call tokens, and proves it on token ids.",
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(help="A shipped recipe (starter, smollm3) or a .yaml file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value, for instance train.lr=1e-4.")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the last line only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the stage's summary as JSON.")]
+Force = Annotated[
+    list[str] | None, typer.Option("--force", help="Run this stage again, and those after it.")
+]
+
+
+def _split(recipe: str, overrides: list[str] | None) -> tuple[str, list[str]]:
+    """`smollora run train.lr=1e-4` means the starter recipe with one override."""
+    given = list(overrides or [])
+    if "=" in recipe and not recipe.endswith((".yaml", ".yml")):
+        return "starter", [recipe, *given]
+    return recipe, given
+
+
+def _execute(
+    verb: str,
+    recipe: str,
+    overrides: list[str] | None,
+    runs: Path,
+    name: str | None,
+    quiet: bool,
+    as_json: bool,
+    force: list[str] | None,
+) -> None:
+    from smollora.config import load_recipe
+    from smollora.pipeline import STAGES, run_stages
+    from smollora.stages import Run, raise_if_short
+
+    recipe, given = _split(recipe, overrides)
+    resolved = load_recipe(recipe, given)
+    console = Console(quiet=quiet or as_json, stderr=as_json)
+    run = Run(resolved, runs / (name or resolved.name), console)
+    stages = list(STAGES) if verb == "run" else [verb]
+    forced = list(force or []) + ([verb] if verb != "run" and not force else [])
+    run_stages(run, stages, force=forced)
+    last = stages[-1]
+    if as_json:
+        summary = "probe" if verb == "run" else last
+        typer.echo(json.dumps(run.read(summary), indent=2))
+    if verb in ("run", "merge", "probe"):
+        raise_if_short(run)
+    if verb == "run":
+        probe = run.read("probe")
+        base, merged = probe["base"]["emission"], probe["merged"]["emission"]
+        typer.echo(
+            f"passed: before, {base['k']} of {base['n']} prompts that need a tool emitted the opening"
+            f" token; after, {merged['k']} of {merged['n']}. Report: {run.folder / 'report.html'}"
+        )
+
+
+@app.command()
+def run(
+    recipe: RecipeName = "starter",
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    force: Force = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the whole plan and stop.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """The main job: inspect, prepare, verify, mix, train, merge, probe, report."""
+    if dry_run:
+        from smollora.config import load_recipe
+        from smollora.plan import show_plan
+
+        which, given = _split(recipe, overrides)
+        resolved = load_recipe(which, given)
+        show_plan(resolved, runs / (name or resolved.name), Console())
+        return
+    _execute("run", recipe, overrides, runs, name, quiet, as_json, force)
+
+
+def _stage_command(stage: str, text: str) -> None:
+    def command(
+        recipe: RecipeName = "starter",
+        overrides: Overrides = None,
+        runs: Runs = Path("runs"),
+        name: Name = None,
+        quiet: Quiet = False,
+        as_json: AsJson = False,
+    ) -> None:
+        _execute(stage, recipe, overrides, runs, name, quiet, as_json, None)
+
+    app.command(stage, help=text)(command)
+
+
+@app.command()
+def inspect(
+    target: Annotated[
+        str, typer.Argument(help="A recipe, a model folder, a Hub id, or pypi:NAME==VERSION.")
+    ] = "starter",
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a model's delimiters are and what its chat template loses. With a recipe: that stage of its run."""
+    from smollora.config import shipped_recipes
+
+    recipe, _ = _split(target, overrides)
+    if recipe in shipped_recipes() or recipe.endswith((".yaml", ".yml")):
+        _execute("inspect", target, overrides, runs, name, quiet, as_json, None)
+        return
+    from smollora.inspection import inspect_model, show_inspection
+
+    found = inspect_model(target)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        show_inspection(found, Console(quiet=quiet))
+    if found["verdict"] != "ready":
+        raise GateFailed(f"{target}: {found['verdict']}")
+
+
+for _stage, _text in (
+    ("prepare", "Sources to rendered rows; every row kept or counted."),
+    (
+        "verify",
+        "Proof that the labelled region holds the delimiter ids; refuses to go on otherwise.",
+    ),
+    ("mix", "Which rows are trained: shares by rows and by labelled tokens."),
+    ("train", "LoRA on the mixed rows."),
+    ("merge", "Adapter and base become one model, proved on logits."),
+    ("probe", "The same questions to base and merged model, answered in token ids."),
+    ("report", "One self-contained HTML page from the files of the run."),
+):
+    _stage_command(_stage, _text)
+
+
+def main() -> None:
+    """Entry point: 0 passed, 1 a gate fell short, 2 the person must act, 130 interrupted."""
+    try:
+        app(standalone_mode=False)
+    except GateFailed as error:
+        _complain("fell short", error)
+        sys.exit(error.exit_code)
+    except SmolloraError as error:
+        _complain("error", error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print(
+            "interrupted: finished stages are kept; the same command goes on from there",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+    except MemoryError:
+        print(
+            "error: out of memory\n  hint: lower train.batch_tokens or probe.batch_tokens",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != 28:
+            raise
+        print(
+            "error: the disk is full\n  hint: free some space; finished stages are kept, the same command goes on",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except Exception as error:
+        _usage_or_raise(error)
+
+
+def _usage_or_raise(error: Exception) -> None:
+    """Usage errors of the command line exit with 2; everything else is our bug and shows its traceback."""
+    import click
+
+    if isinstance(error, click.exceptions.Abort):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    if isinstance(error, click.ClickException):
+        error.show()
+        sys.exit(2)
+    raise error
+
+
+def _complain(word: str, error: SmolloraError) -> None:
+    print(f"{word}: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

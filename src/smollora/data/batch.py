@@ -1,0 +1,221 @@
+"""Rendered rows -> tensors of bounded size, common prompts computed once.
+
+In: rows as (token ids, labels' weights, parts). Out: `Batch` of tensors. Rows that begin with the same prompt (system text and tools) become a
+*tree*: the prompt once, then each row's own tokens, which see the prompt and themselves but not their siblings, with positions that go on from
+the prompt. That is exactly what training the rows one by one computes (a test holds the losses equal), at a fraction of the tokens: the
+starter rows shrink to about a quarter. Trees are packed into sequences of one length, so that compiled layers meet one shape.
+
+The surprise: a row's first trained token is predicted by the token before it, so the shared prompt must end before that one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MIN_SHARED = 24
+"""A shorter common prompt is not worth a tree."""
+TREES_PER_STEP = 2
+"""A tree fills at most this part of a step: one tool list for a whole step makes steep, one-sided gradients (docs/log.md)."""
+SEGMENT_LINES = 256
+"""The segment table is padded to a multiple of this, so that its shape seldom changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What training needs of a rendered row."""
+
+    conversation_id: str
+    token_ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    """Weight of each token in the loss; 0 = not trained."""
+    parts: tuple[int, ...]
+    """Index into `types.PARTS`, -1 where not trained."""
+
+    @property
+    def first_trained(self) -> int:
+        """Index of the first trained token."""
+        return next(i for i, weight in enumerate(self.weights) if weight > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Rows that share their first `shared` tokens."""
+
+    rows: tuple[Row, ...]
+    shared: int
+
+    @property
+    def length(self) -> int:
+        """Tokens that are computed."""
+        return self.shared + sum(len(row.token_ids) - self.shared for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors of one optimiser step: one flat sequence of trees.
+
+    Shapes: `token_ids`, `position_ids` [1, length]; `segments` [lines, 4] as attention.py reads them; `select` [n] positions whose next
+    token is trained; `targets`, `parts` [n]; `weights` [n] float32.
+    """
+
+    token_ids: Any
+    position_ids: Any
+    segments: Any
+    select: Any
+    targets: Any
+    weights: Any
+    parts: Any
+    row_ids: tuple[str, ...]
+    real_tokens: int
+    """Tokens that are not padding, shared prompts counted once."""
+    row_tokens: int
+    """Tokens of the rows as they stand, shared prompts counted in each."""
+
+    def mask(self) -> Any:
+        """The same as a boolean mask [1, 1, length, length], True = may attend: for hardware without tree attention, and for tests."""
+        import torch
+
+        width = self.token_ids.shape[1]
+        mask = torch.eye(width, dtype=torch.bool)
+        causal = torch.ones((width, width), dtype=torch.bool).tril_()
+        for shared_start, shared, start, own in self.segments.tolist():
+            here = slice(start, start + own)
+            mask[here, shared_start : shared_start + shared] = True
+            mask[here, here] = causal[:own, :own]
+        return mask[None, None]
+
+
+def plan_trees(rows: Sequence[Row], length: int) -> list[Tree]:
+    """Group rows by common prompt so that no tree is longer than `length` (single longer rows excepted)."""
+    trees: list[Tree] = []
+    current: list[Row] = []
+    shared = 0
+    total = 0
+    for row in sorted(rows, key=lambda item: item.token_ids):
+        limit = row.first_trained - 1
+        if current:
+            common = _common(current[-1].token_ids, row.token_ids, min(shared, limit))
+            grown = total + (len(current) - 1) * (shared - common) + len(row.token_ids) - common
+            saved = total + len(row.token_ids) - grown
+            if common >= MIN_SHARED and saved > common // 2 and grown <= length:
+                current.append(row)
+                shared, total = common, grown
+                continue
+            trees.append(Tree(tuple(current), shared if len(current) > 1 else 0))
+        current, shared, total = [row], max(limit, 0), len(row.token_ids)
+    if current:
+        trees.append(Tree(tuple(current), shared if len(current) > 1 else 0))
+    return trees
+
+
+def _common(left: Sequence[int], right: Sequence[int], limit: int) -> int:
+    count = 0
+    for a, b in zip(left[:limit], right[:limit], strict=False):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def plan_packs(trees: Sequence[Tree], length: int) -> list[tuple[Tree, ...]]:
+    """First-fit packing of trees, in their order, into sequences of `length` tokens; a longer row gets a sequence of its own."""
+    packs: list[list[Tree]] = []
+    room: list[int] = []
+    for tree in trees:
+        place = next((i for i, free in enumerate(room) if free >= tree.length), None)
+        if place is None:
+            packs.append([tree])
+            room.append(length - tree.length)
+        else:
+            packs[place].append(tree)
+            room[place] -= tree.length
+    return [tuple(pack) for pack in packs]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """Packs of one epoch; a pack is one optimiser step."""
+
+    packs: tuple[tuple[Tree, ...], ...]
+    length: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps per epoch."""
+        return len(self.packs)
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices of the packs in the order of that epoch."""
+        indices = list(range(len(self.packs)))
+        random.Random(f"{self.seed}-{epoch}").shuffle(indices)
+        return indices
+
+
+def plan_batches(rows: Sequence[Row], *, length: int, seed: int) -> BatchPlan:
+    """Plan an epoch: trees shuffled, then packed into sequences of `length` tokens.
+
+    A row longer than `length` gets a step of its own.
+    """
+    trees = plan_trees(rows, length // TREES_PER_STEP)
+    random.Random(seed).shuffle(trees)
+    return BatchPlan(tuple(plan_packs(trees, length)), length, seed)
+
+
+def pack_tokens(pack: Sequence[Tree]) -> int:
+    """Tokens that a pack computes, padding excluded."""
+    return sum(tree.length for tree in pack)
+
+
+def build_batch(pack: Sequence[Tree], length: int, pad_id: int) -> Batch:
+    """Tensors for one pack, padded to a multiple of `length`."""
+    import torch
+
+    width = -(-pack_tokens(pack) // length) * length
+    token_ids = [pad_id] * width
+    position_ids = [0] * width
+    segments: list[tuple[int, int, int, int]] = []
+    select: list[int] = []
+    targets: list[int] = []
+    weights: list[float] = []
+    parts: list[int] = []
+    row_ids: list[str] = []
+    at = whole = 0
+    for tree in pack:
+        start, shared = at, tree.shared
+        if shared:
+            token_ids[at : at + shared] = tree.rows[0].token_ids[:shared]
+            position_ids[at : at + shared] = range(shared)
+            segments.append((0, 0, at, shared))
+            at += shared
+        for row in tree.rows:
+            own = len(row.token_ids) - shared
+            token_ids[at : at + own] = row.token_ids[shared:]
+            position_ids[at : at + own] = range(shared, shared + own)
+            segments.append((start, shared, at, own))
+            for index in range(shared + 1, len(row.token_ids)):
+                if row.weights[index] > 0:
+                    select.append(at + index - shared - 1)
+                    targets.append(row.token_ids[index])
+                    weights.append(row.weights[index])
+                    parts.append(row.parts[index])
+            at += own
+            whole += len(row.token_ids)
+            row_ids.append(row.conversation_id)
+    lines = -(-len(segments) // SEGMENT_LINES) * SEGMENT_LINES
+    segments.extend([(0, 0, 0, 0)] * (lines - len(segments)))
+    return Batch(
+        torch.tensor([token_ids]),
+        torch.tensor([position_ids]),
+        torch.tensor(segments),
+        torch.tensor(select, dtype=torch.long),
+        torch.tensor(targets, dtype=torch.long),
+        torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(parts, dtype=torch.long),
+        tuple(row_ids),
+        at,
+        whole,
+    )

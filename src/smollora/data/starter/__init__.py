@@ -1,0 +1,268 @@
+"""Starter data: authored cases -> Hermes-V1 rows, as `prepare` reads the real data set.
+
+In: `authored/*.jsonl` (training) and `authored/heldout/*.jsonl` (measuring only: domains and tools that training never sees). People edit
+those: first a domain's tools, then its cases; FORMAT.md beside them lists the keys. Out: dicts with the keys of
+NousResearch/Hermes-Function-Calling-V1. Nothing is random but the choice of tool lists, which the seed fixes.
+
+The surprise: one authored request becomes several rows, because the *tool list* decides the right answer. With the needed tool offered the
+row calls it; with that tool taken out of the list the same request is answered in words. Rows that share a tool list stand together, so
+that training computes their common prompt once.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+Split = Literal["train", "heldout"]
+Record = dict[str, Any]
+
+PREAMBLE = (
+    "You are a function calling AI model. You are provided with function signatures within <tools> </tools> XML tags. You may call one"
+    " or more functions to assist with the user query. Don't make assumptions about what values to plug into functions.\n<tools>\n{tools}"
+    "\n</tools>\nFor each function call return a json object with function name and arguments within <tool_call> </tool_call> tags with"
+    " the following schema:\n<tool_call>\n{{'arguments': <args-dict>, 'name': <function-name>}}\n</tool_call>\n"
+)
+"""The system text of Hermes-Function-Calling-V1, into which the tools are written."""
+
+SYSTEM_TEXTS = (
+    "You are a helpful assistant.",
+    "You are a concise assistant. Answer in one or two sentences.",
+    "You are the assistant of a small company. Be polite and brief.",
+    "You help users with everyday tasks.",
+    "Answer the user. Use a tool only when it fits the request.",
+    "You are an assistant with access to tools.",
+    "Be friendly, be short.",
+    "You are a support agent. If you cannot do something, say so plainly.",
+)
+
+
+GENERAL_OFFERS = 80
+"""Tool lists that general rows are put beside: few, so that many rows share one prompt."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One authored file."""
+
+    name: str
+    tools: Mapping[str, Record]
+    cases: tuple[Record, ...]
+
+
+def load_domains(split: Split) -> tuple[Domain, ...]:
+    """The authored files of a split, in alphabetical order."""
+    folder = resources.files(__package__) / "authored"
+    if split == "heldout":
+        folder = folder / "heldout"
+    domains = []
+    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
+        if not entry.name.endswith(".jsonl"):
+            continue
+        rows = [json.loads(line) for line in entry.read_text(encoding="utf-8").splitlines() if line]
+        tools = {row["tool"]["name"]: row["tool"] for row in rows if "tool" in row}
+        cases = tuple(row for row in rows if "tool" not in row)
+        domains.append(Domain(entry.name.removesuffix(".jsonl"), tools, cases))
+    return tuple(domains)
+
+
+def build_rows(split: Split, *, seed: int = 7) -> Iterator[Record]:
+    """The split's tool rows (call, decline, ask) in Hermes-V1 form, deterministic for a seed."""
+    dice = random.Random(seed)
+    domains = [domain for domain in load_domains(split) if domain.tools]
+    count = 0
+    for domain in domains:
+        foreign = [case for other in domains if other is not domain for case in other.cases]
+        lists = _tool_lists(domain, dice) if split == "train" else _heldout_lists(domain, dice)
+        for names, cases in lists:
+            offered = [domain.tools[name] for name in names]
+            system = dice.choice(SYSTEM_TEXTS) if dice.random() < 0.3 else ""
+            amount = 3 if split == "train" else int(dice.random() < 0.25)
+            others = _absent(foreign, set(names), dice, amount)
+            for kind, case in [*cases, *(("irrelevant", case) for case in others)]:
+                count += 1
+                yield _record(f"{split}-{count:05d}", domain.name, kind, case, offered, system)
+
+
+def build_general_rows(split: Split, *, seed: int = 7, with_tools: int = 2) -> Iterator[Record]:
+    """General rows: each request once without tools and `with_tools` times beside tools it does not need."""
+    dice = random.Random(seed + 1)
+    domains = load_domains(split)
+    offers = [
+        (names, [domain.tools[name] for name in names])
+        for domain in domains
+        if domain.tools
+        for names, _ in _tool_lists(domain, random.Random(seed))
+        if len(names) <= 2
+    ]
+    offers = dice.sample(offers, min(GENERAL_OFFERS, len(offers)))
+    general = [case for domain in domains if not domain.tools for case in domain.cases]
+    count = 0
+    for case in general:
+        count += 1
+        system = dice.choice(SYSTEM_TEXTS) if dice.random() < 0.15 else ""
+        yield _record(f"{split}-general-{count:05d}", "general", "no_tools", case, [], system)
+        for _, offered in dice.sample(offers, with_tools):
+            count += 1
+            yield _record(f"{split}-general-{count:05d}", "general", "needless", case, offered, "")
+
+
+Named = tuple[str, Record]
+
+
+def _needs(case: Record) -> set[str]:
+    calls = list(case.get("c", []))
+    for turn in case.get("turns", []):
+        calls.extend(turn.get("c", []))
+    return {name for name, _ in calls}
+
+
+def _kind(case: Record) -> str:
+    if "turns" in case:
+        return "multi_turn"
+    if "near" in case:
+        return "near_miss"
+    if "ask" in case:
+        return "missing"
+    return "parallel" if len(case["c"]) > 1 else "single"
+
+
+def _fits(case: Record, names: set[str]) -> bool:
+    """True if this tool list makes the authored answer the right one."""
+    if "near" in case:
+        return bool(set(case["near"]) & names)
+    if "ask" in case:
+        return case["ask"] in names
+    return _needs(case) <= names and not set(case.get("could", [])) & names
+
+
+def _absent(
+    cases: Sequence[Record], names: set[str], dice: random.Random, amount: int
+) -> list[Record]:
+    """Call cases that no tool of the list can serve; their right answer is the authored decline."""
+    able = [
+        case
+        for case in cases
+        if "no" in case and not (_needs(case) | set(case.get("could", []))) & names
+    ]
+    return dice.sample(able, min(amount, len(able)))
+
+
+def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ...], list[Named]]]:
+    """Tool lists of one domain with the cases that each decides: half of the tools alone, and all of them cut into lists of 2 to 4."""
+    names = list(domain.tools)
+    dice.shuffle(names)
+    lists = [(name,) for name in names[: len(names) // 2]]
+    dice.shuffle(names)
+    start = 0
+    while start < len(names):
+        size = dice.choice((2, 2, 3, 3, 4))
+        lists.append(tuple(names[start : start + size]))
+        start += size
+    served: set[int] = set()
+    chosen: list[tuple[tuple[str, ...], list[Named]]] = []
+    for offer in lists:
+        cases = [case for case in domain.cases if _fits(case, set(offer))]
+        served.update(id(case) for case in cases)
+        absent = _absent(domain.cases, set(offer), dice, 4 if len(offer) == 1 else len(offer) + 3)
+        chosen.append(
+            (offer, [(_kind(c), c) for c in cases] + [("near_absent", c) for c in absent])
+        )
+    for case in domain.cases:
+        if id(case) not in served:
+            chosen.append((_list_for(case, domain, dice), [(_kind(case), case)]))
+    return chosen
+
+
+def _heldout_lists(
+    domain: Domain, dice: random.Random
+) -> list[tuple[tuple[str, ...], list[Named]]]:
+    """Every held-out case once, in a list of its own of 2 to 5 tools; a quarter of the calls again with the needed tool taken out."""
+    chosen: list[tuple[tuple[str, ...], list[Named]]] = []
+    for number, case in enumerate(domain.cases):
+        offer = _list_for(case, domain, dice)
+        chosen.append((offer, [(_kind(case), case)]))
+        if "no" in case and number % 4 == 0:
+            able = [n for n in domain.tools if n not in _needs(case) | set(case.get("could", []))]
+            absent = tuple(dice.sample(able, min(len(able), dice.choice((1, 2, 3, 4)))))
+            chosen.append((absent, [("near_absent", case)]))
+    return chosen
+
+
+def _list_for(case: Record, domain: Domain, dice: random.Random) -> tuple[str, ...]:
+    wanted = (
+        set(case.get("near", [])[:1]) | ({case["ask"]} if "ask" in case else set()) | _needs(case)
+    )
+    rest = [n for n in domain.tools if n not in wanted and n not in case.get("could", [])]
+    extra = dice.sample(rest, min(len(rest), dice.choice((1, 2, 3, 4))))
+    names = [*wanted, *extra]
+    names.sort(key=list(domain.tools).index)
+    dice.shuffle(names)
+    return tuple(names)
+
+
+def _record(
+    row_id: str, domain: str, kind: str, case: Record, offered: Sequence[Record], system: str
+) -> Record:
+    tools = [{"type": "function", "function": tool} for tool in offered]
+    texts = [system] if system else []
+    if tools:
+        texts.append(PREAMBLE.format(tools=json.dumps(tools, ensure_ascii=False)))
+    turns: list[Record] = [{"from": "system", "value": "\n\n".join(texts)}] if texts else []
+    for turn in _turns(kind, case):
+        turns.extend(_hermes_turns(turn))
+    return {
+        "id": row_id,
+        "conversations": turns,
+        "tools": json.dumps(tools, ensure_ascii=False) if tools else "null",
+        "category": domain,
+        "subcategory": kind,
+        "task": case.get("lang", "en"),
+    }
+
+
+def _turns(kind: str, case: Record) -> list[Record]:
+    """The authored case as a list of {"u"}, {"c", "r"} and {"a"} steps."""
+    if "turns" in case:
+        return list(case["turns"])
+    first = {"u": case["u"]}
+    if kind in ("irrelevant", "near_absent"):
+        return [first, {"a": case["no"]}]
+    if "ask" in case:
+        steps = [first, {"a": case["a"]}]
+        return [*steps, {"u": case["u2"]}, {"c": case["c"]}] if "u2" in case else steps
+    if "c" in case:
+        call = {"c": case["c"], **({"r": case["r"]} if "r" in case else {})}
+        return [first, call, {"a": case["a"]}] if "r" in case else [first, call]
+    return [first, {"a": case["a"]}]
+
+
+def _hermes_turns(step: Record) -> Iterator[Record]:
+    if "u" in step:
+        yield {"from": "human", "value": step["u"]}
+    elif "a" in step:
+        yield {"from": "gpt", "value": step["a"]}
+    else:
+        blocks = [
+            json.dumps({"arguments": arguments, "name": name}, ensure_ascii=False)
+            for name, arguments in step["c"]
+        ]
+        yield {
+            "from": "gpt",
+            "value": "\n".join(f"<tool_call>\n{block}\n</tool_call>" for block in blocks),
+        }
+        if step.get("r"):
+            results = [
+                json.dumps({"name": name, "content": result}, ensure_ascii=False)
+                for (name, _), result in zip(step["c"], step["r"], strict=True)
+            ]
+            yield {
+                "from": "tool",
+                "value": "\n".join(
+                    f"<tool_response>\n{text}\n</tool_response>" for text in results
+                ),
+            }

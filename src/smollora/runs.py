@@ -1,0 +1,109 @@
+"""The run folder: where every stage leaves its files, and how a rerun knows what it may skip.
+
+`runs/NAME/STAGE/` holds the stage's files and, written last, `summary.json` and `.done`. `.done` is JSON: {"key": ...}, a hash over
+everything the stage read (recipe section, input files, the keys of the stages before it, package version). Files are written whole:
+temporary name in the same folder, flush, rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from smollora.errors import DataError, SmolloraError
+
+SCHEMA_VERSION = 1
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file atomically: readers see the old content or all of the new.
+
+    Raises:
+        SmolloraError: the disk is full or the folder is not writable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    payload = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(payload)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise SmolloraError(
+            f"cannot write {path}: {error.strerror or error}",
+            "free some space or choose another folder with --runs; finished stages are kept",
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that a stage wrote.
+
+    Raises:
+        DataError: absent or broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there", "run the stage that writes it first") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not valid JSON: {error}", "delete its folder and run again"
+        ) from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON Lines file that a stage wrote."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there", "run the stage that writes it first") from error
+
+
+def hash_of(*parts: Any) -> str:
+    """sha256 (hex) over JSON-able parts, stable across runs."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_done(folder: Path, key: str) -> bool:
+    """True if the stage in `folder` finished with exactly these inputs."""
+    marker = folder / ".done"
+    try:
+        return bool(json.loads(marker.read_text()).get("key") == key)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def mark_done(folder: Path, key: str) -> None:
+    """Say that the stage in `folder` is whole; call it last."""
+    write_json(folder / ".done", {"key": key})

@@ -1,0 +1,493 @@
+"""The stages of a run: what each reads, does and writes. `pipeline.py` decides which of them run.
+
+Every stage is a function `(Run) -> summary values`; it reads the files of earlier stages and writes its own under `Run.folder / STAGE`. Stages
+meet through files only, so any of them can be run alone and again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from smollora.config import Recipe
+from smollora.errors import DataError, GateFailed, ModelError, TemplateError, VerifyError
+from smollora.formats import ToolFormat, get_format
+from smollora.models import (
+    equip,
+    load_model,
+    load_tokenizer,
+    read_architecture,
+    read_stop_ids,
+    read_template,
+    resolve_model,
+)
+from smollora.progress import meter
+from smollora.render import Renderer
+from smollora.runs import read_json, write_json, write_jsonl, write_whole
+from smollora.templates import audit as template_audit
+from smollora.templates import repair as template_repair
+from smollora.templates.engine import load_shipped
+from smollora.tokens import RESULT_TAGS, TokenFacts, read_token_facts
+from smollora.types import Check, EvalCase
+
+PREVIEW_ROWS = 60
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its recipe, its folder, where it talks."""
+
+    recipe: Recipe
+    folder: Path
+    console: Console
+
+    @property
+    def base(self) -> Path:
+        """The model that training starts from: equipped, with the repaired template."""
+        return self.folder / "base"
+
+    @property
+    def merged(self) -> Path:
+        """The model that a run is for."""
+        return self.folder / "merge" / "model"
+
+    @property
+    def format(self) -> ToolFormat:
+        """The tool-call format that is taught."""
+        return get_format(self.recipe.model.format)
+
+    def read(self, stage: str) -> dict[str, Any]:
+        """The summary of an earlier stage."""
+        summary: dict[str, Any] = read_json(self.folder / stage / "summary.json")
+        return summary
+
+
+def load_renderer(run: Run) -> Renderer:
+    """The renderer of the base: training, probing and serving use the same template."""
+    tokenizer = load_tokenizer(run.base, trust_remote_code=run.recipe.model.trust_remote_code)
+    template = read_template(tokenizer)
+    if template is None:
+        raise ModelError(f"{run.base} has no chat template", "run `smollora inspect` again")
+    facts = read_token_facts(tokenizer, run.format, template, read_stop_ids(run.base))
+    return Renderer(template, tokenizer, facts)
+
+
+def _as_dicts(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    return [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]
+
+
+# ── inspect ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def inspect(run: Run) -> dict[str, Any]:
+    """What this model is, what its template loses; makes `base/`: delimiters and a template that loses nothing."""
+    section = run.recipe.model
+    source = resolve_model(section.source, sha256=section.sha256)
+    tokenizer = load_tokenizer(source, trust_remote_code=section.trust_remote_code)
+    stock = read_template(tokenizer)
+    if stock is None and section.template == "auto":
+        raise ModelError(
+            f"{section.source} has no chat template",
+            "give one: model.template=FILE.jinja or model.template=shipped:chatml_tools",
+        )
+    before = template_audit.audit(stock, tokenizer, fmt=run.format)
+    found = read_token_facts(tokenizer, run.format, stock or "")
+    if not found.has_delimiters and not section.equip:
+        raise ModelError(
+            f"{run.format.open} is {len(found.open.ids)} tokens in {section.source}, not one",
+            "set model.equip=true to add the delimiters as tokens",
+        )
+    run.base.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=run.folder, prefix=".base."))
+    try:
+        added: tuple[int, ...] = ()
+        if found.has_delimiters:
+            _link_weights(source, work)
+        else:
+            model = load_model(source, trust_remote_code=section.trust_remote_code)
+            added = equip(model, tokenizer, (run.format.open, run.format.close, *RESULT_TAGS))
+            model.save_pretrained(work)
+        template, repaired = _choose_template(run, stock, tokenizer)
+        after = template_audit.audit(template, tokenizer, fmt=run.format)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(work)
+        if not (work / "chat_template.jinja").is_file():
+            write_whole(work / "chat_template.jinja", template)
+        work.chmod(0o755)
+        shutil.rmtree(run.base, ignore_errors=True)
+        work.rename(run.base)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    write_whole(run.folder / "inspect" / "stock_template.jinja", stock or "")
+    facts = read_token_facts(tokenizer, run.format, template, read_stop_ids(run.base))
+    return {
+        "model": section.source,
+        "format": facts.format,
+        "open": _delimiter(facts, "open"),
+        "close": _delimiter(facts, "close"),
+        "stock_open_ids": list(found.open.ids),
+        "stop_ids": list(facts.stop_ids),
+        "pad_id": facts.pad_id,
+        "added_ids": list(added),
+        "template": {
+            "sha256": facts.template_sha256,
+            "checks": _as_dicts(before),
+            "repaired": repaired,
+            "repaired_checks": _as_dicts(after),
+        },
+        "architecture": read_architecture(run.base),
+    }
+
+
+def _delimiter(facts: TokenFacts, which: str) -> dict[str, Any]:
+    delimiter = getattr(facts, which)
+    return {
+        "text": delimiter.text,
+        "id": delimiter.id,
+        "special": delimiter.special,
+        "single": delimiter.single,
+    }
+
+
+def _choose_template(run: Run, stock: str | None, tokenizer: Any) -> tuple[str, bool]:
+    """(template to train with, whether it differs from the stock one)."""
+    wanted = run.recipe.model.template
+    if wanted == "auto":
+        result = template_repair.repair(stock or "", tokenizer, fmt=run.format)
+        return result.source, bool(result.changes)
+    if wanted.startswith("shipped:"):
+        return load_shipped(wanted.removeprefix("shipped:")), True
+    path = Path(wanted).expanduser()
+    if not path.is_file():
+        raise TemplateError(f"template file {path} is not there", "check model.template")
+    return path.read_text(encoding="utf-8"), True
+
+
+def _link_weights(source: Path, folder: Path) -> None:
+    """A model folder over `source`'s weights, without copying gigabytes."""
+    files = [*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")]
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise ModelError(
+            f"{source} holds no safetensors weights",
+            "smollora reads no pickled weights; convert the model to safetensors",
+        )
+    for path in files:
+        os.symlink(path.resolve(), folder / path.name)
+    for name in ("config.json", "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+# ── prepare, verify, mix ─────────────────────────────────────────────────────────────────────────
+
+
+def prepare(run: Run) -> dict[str, Any]:
+    """Sources -> rendered rows; every row kept or counted as rejected."""
+    from smollora.data.prepare import prepare_rows, write_rows
+
+    renderer = load_renderer(run)
+    with meter(run.console, "prepare", unit="rows") as shown:
+        made = prepare_rows(
+            run.recipe.prepare, renderer, seed=run.recipe.mix.seed, on_rows=shown.to
+        )
+    folder = run.folder / "prepare"
+    write_rows(made.rows, folder / "rows.parquet")
+    write_jsonl(
+        folder / "rejected.jsonl",
+        [
+            {"source": r.source, "row": r.row, "reason": r.reason, "detail": r.detail}
+            for r in made.rejects
+        ],
+    )
+    rejected: dict[str, int] = {}
+    for reject in made.rejects:
+        rejected[reject.reason] = rejected.get(reject.reason, 0) + 1
+    return {
+        "rows_in": made.rows_in,
+        "rows_kept": made.rows_in - len(made.rejects),
+        "rows_rendered": len(made.rows),
+        "rejected": rejected,
+        "shortened": made.shortened,
+        "tokens": sum(len(row.rendered.token_ids) for row in made.rows),
+        "labelled_tokens": sum(sum(row.rendered.trained) for row in made.rows),
+    }
+
+
+def verify(run: Run) -> dict[str, Any]:
+    """Proof that the labelled region holds what must be learned; refuses to go on otherwise."""
+    from smollora.data.prepare import read_prepared
+    from smollora.verify import check_row
+
+    renderer = load_renderer(run)
+    rows = read_prepared(run.folder / "prepare" / "rows.parquet")
+    failures = []
+    proved = calling = 0
+    with meter(run.console, "verify", len(rows)) as shown:
+        for number, row in enumerate(rows, 1):
+            checks = check_row(
+                row.rendered, row.calls, renderer.facts, run.format, renderer.tokenizer
+            )
+            bad = [check for check in checks if not check.ok]
+            calling += row.kind == "call"
+            proved += row.kind == "call" and not bad
+            failures.extend(
+                {
+                    "conversation_id": row.rendered.conversation_id,
+                    "check": check.name,
+                    "detail": check.detail,
+                    "at": check.at,
+                }
+                for check in bad
+            )
+            if number % 256 == 0:
+                shown.to(number)
+    values = {
+        "rows": len(rows),
+        "rows_with_calls": calling,
+        "rows_proved": proved,
+        "failures": failures[:200],
+        "failures_in_all": len(failures),
+    }
+    if failures:
+        write_json(run.folder / "verify" / "summary.json", {"stage": "verify", **values})
+        first = failures[0]
+        where = f" (first bad token at position {first['at']})" if first["at"] is not None else ""
+        raise VerifyError(
+            f"{len(failures)} checks failed; training would teach the wrong tokens\n"
+            f"  row {first['conversation_id']}: {first['check']}: {first['detail']}{where}",
+            "`smollora inspect` shows what the template loses; model.template=auto repairs it",
+        )
+    return values
+
+
+def mix(run: Run) -> dict[str, Any]:
+    """Which rows are trained, and what the shares come to."""
+    from smollora.data.mix import plan_mix, shares
+    from smollora.data.prepare import read_prepared
+
+    rows = read_prepared(run.folder / "prepare" / "rows.parquet")
+    plan = plan_mix(rows, run.recipe.mix, validation_share=run.recipe.prepare.validation_share)
+    folder = run.folder / "mix"
+    write_json(folder / "rows.json", {"train": plan.train, "validation": plan.validation})
+    write_jsonl(folder / "preview.jsonl", _preview(run, [rows[i] for i in plan.train]))
+    return {
+        **shares([rows[index] for index in plan.train]),
+        "rows": len(plan.train),
+        "validation_rows": len(plan.validation),
+        "rows_left_out": len(rows) - len(plan.train) - len(plan.validation),
+    }
+
+
+def _preview(run: Run, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    from smollora.data.parts import parts_of
+
+    renderer = load_renderer(run)
+    tokenizer = renderer.tokenizer
+    chosen = []
+    for kind in ("call", "no_call", "no_tools"):
+        of_kind = [row for row in rows if row.kind == kind]
+        random.Random(0).shuffle(of_kind)
+        chosen.extend(of_kind[: PREVIEW_ROWS // 3])
+    return [
+        {
+            "conversation_id": row.rendered.conversation_id,
+            "source": row.source,
+            "kind": row.kind,
+            "token_ids": list(row.rendered.token_ids),
+            "tokens": [tokenizer.decode([token]) for token in row.rendered.token_ids],
+            "owner": list(row.rendered.owner),
+            "trained": list(row.rendered.trained),
+            "part": list(parts_of(row.rendered, renderer.facts, tokenizer)),
+            "roles": list(row.roles),
+        }
+        for row in chosen
+    ]
+
+
+# ── train, merge ─────────────────────────────────────────────────────────────────────────────────
+
+
+def train(run: Run) -> dict[str, Any]:
+    """LoRA on the mixed rows."""
+    from smollora.data.parts import training_row
+    from smollora.data.prepare import read_prepared
+    from smollora.train import StepReport, compute_dtype, train_adapter
+
+    renderer = load_renderer(run)
+    prepared = read_prepared(run.folder / "prepare" / "rows.parquet")
+    chosen = read_json(run.folder / "mix" / "rows.json")
+    settings = run.recipe.train
+
+    def rows_of(name: str) -> list[Any]:
+        return [
+            training_row(
+                prepared[index].rendered,
+                renderer.facts,
+                renderer.tokenizer,
+                settings.weights,
+                has_tools=prepared[index].kind != "no_tools",
+            )
+            for index in chosen[name]
+        ]
+
+    facts = renderer.facts
+    rows_ids = [renderer.tokenizer.convert_tokens_to_ids(text) for text in RESULT_TAGS]
+    added = run.read("inspect")["added_ids"]
+    token_ids = added or [i for i in (facts.open.id, facts.close.id, *rows_ids) if i is not None]
+    model = load_model(run.base, dtype=compute_dtype(settings.dtype))
+    folder = run.folder / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    with meter(run.console, "train", unit="steps") as shown:
+
+        def on_step(report: StepReport) -> None:
+            shown.total(report.steps)
+            rate = report.row_tokens_so_far / report.seconds
+            shown.to(
+                report.step,
+                f"loss {report.loss:.3f}  {rate:,.0f} row tokens/s  {report.memory / 2**30:.1f} GiB",
+            )
+
+        made = train_adapter(
+            model,
+            rows_of("train"),
+            rows_of("validation"),
+            settings,
+            token_ids=token_ids,
+            pad_id=facts.pad_id if facts.pad_id is not None else facts.stop_ids[0],
+            out=folder / "adapter",
+            on_step=on_step,
+        )
+    write_jsonl(folder / "curve.jsonl", made.curve)
+    return made.summary
+
+
+def merge(run: Run) -> dict[str, Any]:
+    """Adapter + base -> model, proved to be the same model."""
+    from smollora.data.prepare import read_prepared
+    from smollora.merge import apply_merge, plan_merge
+
+    section = run.recipe.merge
+    (run.folder / "merge").mkdir(parents=True, exist_ok=True)
+    plan = plan_merge(run.base, run.folder / "train" / "adapter", run.merged, section.dtype)
+    prepared = read_prepared(run.folder / "prepare" / "rows.parquet")
+    held = read_json(run.folder / "mix" / "rows.json")["validation"] or range(len(prepared))
+    rows: list[tuple[int, ...]] = []
+    for row in sorted((prepared[index].rendered.token_ids for index in held), key=len):
+        if sum(map(len, rows)) >= section.positions:
+            break
+        rows.append(row)
+    with meter(run.console, "merge and prove", 5, "steps") as shown:
+        count = iter(range(1, 6))
+        values = apply_merge(plan, rows, section, on_step=lambda text: shown.to(next(count), text))
+    return values
+
+
+# ── probe, report ────────────────────────────────────────────────────────────────────────────────
+
+
+def load_cases(run: Run) -> list[EvalCase]:
+    """The cases of the recipe's probe section."""
+    from smollora.evaluate.cases import limit_per_category, read_cases, starter_cases
+
+    section = run.recipe.probe
+    cases = (
+        starter_cases()
+        if section.cases == "starter:heldout"
+        else read_cases(Path(section.cases).expanduser())
+    )
+    return limit_per_category(cases, section.limit)
+
+
+def probe(run: Run) -> dict[str, Any]:
+    """The same questions to base and merged model, answered in token ids."""
+    from smollora.generate import LocalGenerator
+    from smollora.probe import ask, by_category, judge, reasons, summarise
+
+    section = run.recipe.probe
+    renderer = load_renderer(run)
+    facts = renderer.facts
+    cases = load_cases(run)
+    if not cases:
+        raise DataError("the probe has no cases", "check probe.cases")
+    stock = (run.folder / "inspect" / "stock_template.jinja").read_text(encoding="utf-8")
+    stock_cases = [c for c in cases if c.category == "single"][: section.stock_prompt_cases]
+    plan: list[tuple[str, Path, Renderer, list[EvalCase], int]] = [
+        ("base", run.base, renderer, cases, section.base_max_new_tokens),
+        ("merged", run.merged, renderer, cases, section.max_new_tokens),
+    ]
+    if stock and stock_cases:
+        under_stock = Renderer(stock, renderer.tokenizer, facts)
+        plan.insert(
+            1, ("base_stock", run.base, under_stock, stock_cases, section.base_max_new_tokens)
+        )
+    values: dict[str, Any] = {"by_category": {}, "cases": len(cases)}
+    records: list[dict[str, Any]] = []
+    loaded: tuple[Path, Any] | None = None
+    for name, folder, used, asked_cases, limit in plan:
+        if loaded is None or loaded[0] != folder:
+            loaded = None
+            loaded = (folder, load_model(folder))
+        generator = LocalGenerator(
+            loaded[1],
+            stop_ids=facts.stop_ids,
+            opener_id=facts.open.id,
+            pad_id=facts.pad_id if facts.pad_id is not None else facts.stop_ids[0],
+            batch_tokens=section.batch_tokens,
+        )
+        with meter(run.console, f"probe {name}", len(asked_cases), "prompts") as shown:
+            asked = ask(
+                name,
+                asked_cases,
+                generator,
+                used,
+                run.format,
+                max_new_tokens=limit,
+                on_done=shown.to,
+            )
+        records.extend(item.record for item in asked)
+        values[name] = summarise(asked)
+        values["by_category"][name] = by_category(asked)
+    values["gate"] = judge(values["merged"], section.gate)
+    values["reasons"] = reasons(values["gate"])
+    values["passed"] = not values["reasons"]
+    write_jsonl(run.folder / "probe" / "records.jsonl", records)
+    return values
+
+
+def report(run: Run) -> dict[str, Any]:
+    """One self-contained page from the files of the run."""
+    from smollora.report import write_report
+
+    path = write_report(run.folder)
+    return {"path": path.name, "bytes": path.stat().st_size}
+
+
+def raise_if_short(run: Run) -> None:
+    """Raise what the finished stages say fell short.
+
+    Raises:
+        GateFailed: the merge proof or the probe's gate did not hold.
+    """
+    short = []
+    if (run.folder / "merge" / "summary.json").is_file():
+        merged = run.read("merge")
+        if not merged["passed"]:
+            short.append(
+                f"merge: logits differ by {merged['max_logit_difference_reloaded']:.2g},"
+                f" top-1 agreement {merged['top1_agreement']:.2%}, KL {merged['mean_kl']:.2g}"
+            )
+    if (run.folder / "probe" / "summary.json").is_file():
+        short.extend(run.read("probe")["reasons"])
+    if short:
+        raise GateFailed(
+            "; ".join(short), f"the report shows every case: {run.folder / 'report.html'}"
+        )

@@ -1,0 +1,437 @@
+"""One LoRA trainer: transformers' Trainer over accelerate, peft adapters, packed trees, loss by part.
+
+In: a model folder, rendered rows, the recipe's train section. Out: an adapter folder and a `TrainSummary`. What is fast here: common prompts
+are computed once (data/batch.py), the head runs on labelled positions only, adapter products run in the compute type with
+fp32 masters, and decoder layers are compiled where a C++ compiler is there. The surprise: LoRA on `embed_tokens` of a tied model trains the
+input side only, and a merge would change the head as well; so the head is untied first (merge.py proves it).
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smollora.attention import use_tree_attention
+from smollora.config import TrainSection
+from smollora.data.batch import Batch, BatchPlan, Row, build_batch, plan_batches
+from smollora.errors import ConfigError, SmolloraError
+from smollora.memory import keep_freed_memory
+from smollora.types import PARTS
+
+HEAD_CHUNK = 1024
+"""Labelled positions whose logits exist at one time."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimiser step did."""
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    tokens: int
+    row_tokens: int
+    labelled: int
+    seconds: float
+    loss_by_part: dict[str, float | None]
+    row_tokens_so_far: int
+    memory: int
+    """Peak resident memory of the process, bytes."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training made."""
+
+    model: Any
+    """The live adapter on its base."""
+    summary: dict[str, Any]
+    curve: list[dict[str, Any]]
+
+
+def compute_dtype(setting: str) -> str:
+    """bfloat16 where the hardware multiplies it fast (CUDA, AMX, AVX512-BF16), else float32."""
+    if setting != "auto":
+        return setting
+    import torch
+
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
+
+
+def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int]) -> Any:
+    """Wrap a model with the recipe's LoRA.
+
+    Args:
+        model: causal language model.
+        settings: rank, targets and the `embeddings` mode.
+        token_ids: rows that `embeddings: tool_tokens` trains.
+
+    Raises:
+        ConfigError: target names that match nothing.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    leaves = {
+        name.rsplit(".", 1)[-1]
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear)
+    }
+    unknown = [target for target in settings.targets if target not in leaves]
+    if unknown:
+        raise ConfigError(
+            f"train.targets: {', '.join(unknown)} match nothing in {type(model).__name__}",
+            f"linear layers there: {', '.join(sorted(leaves))}",
+        )
+    targets = list(settings.targets)
+    extra: dict[str, Any] = {}
+    embedding = next(n for n, m in model.named_modules() if m is model.get_input_embeddings())
+    if settings.embeddings == "lora":
+        untie_head(model)
+        targets.append(embedding.rsplit(".", 1)[-1])
+    elif settings.embeddings == "tool_tokens" and token_ids:
+        _keep_rows_in_fp32(model)
+        extra["trainable_token_indices"] = {embedding.rsplit(".", 1)[-1]: list(token_ids)}
+    peft = get_peft_model(
+        model,
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            **extra,
+        ),
+    )
+    for parameter in peft.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return peft
+
+
+def untie_head(model: Any) -> None:
+    """Give a tied model a head of its own, so that a change of the embedding does not change it."""
+    import torch
+
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is embedding.weight:
+        head.weight = torch.nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+
+
+def _keep_rows_in_fp32(model: Any) -> None:
+    """Embedding (and tied head) in fp32, so that small steps of the delimiter rows are not rounded away; what comes out keeps its type."""
+    embedding = model.get_input_embeddings()
+    dtype = embedding.weight.dtype
+    embedding.weight.data = embedding.weight.data.float()
+    head = model.get_output_embeddings()
+    if head.weight is not embedding.weight:
+        head.weight.data = head.weight.data.float()
+    embedding.register_forward_hook(lambda module, inputs, output: output.to(dtype))
+
+
+def can_compile() -> bool:
+    """True if torch.compile finds a C++ compiler."""
+    return any(shutil.which(name) for name in ("g++", "clang++"))
+
+
+class TreeLoss:
+    """Weighted cross entropy of packed trees, with sums by part.
+
+    Source of the head-on-labelled-positions idea: TRL's and Liger's chunked losses; of shared prompts: tree attention.
+    """
+
+    def __init__(self, model: Any, dtype: str, device: str = "cpu") -> None:
+        import torch
+
+        self.model = model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder = base.base_model
+        self.head = base.get_output_embeddings()
+        self.dtype = getattr(torch, dtype)
+        self.device = device
+        self.tree_attention = device == "cpu"
+        if self.tree_attention:
+            use_tree_attention(base)
+
+    def __call__(self, batch: Batch) -> tuple[Any, Any, Any, Any]:
+        """(sum of weighted losses, sum of weights, unweighted losses by part [5], counts by part [5])."""
+        import torch
+        from torch.nn import functional
+        from torch.utils.checkpoint import checkpoint
+
+        low = self.dtype != torch.float32
+        where: dict[str, Any] = (
+            {"segments": batch.segments}
+            if self.tree_attention
+            else {"attention_mask": batch.mask().to(self.device)}
+        )
+        context: Any = torch.autocast(self.device, dtype=self.dtype) if low else nullcontext()
+        with context:
+            hidden = self.decoder(
+                input_ids=batch.token_ids.to(self.device),
+                position_ids=batch.position_ids.to(self.device),
+                use_cache=False,
+                **where,
+            ).last_hidden_state
+            flat = hidden.reshape(-1, hidden.shape[-1])[batch.select.to(self.device)]
+
+            def losses(states: Any, targets: Any) -> Any:
+                return functional.cross_entropy(
+                    self.head(states).float(), targets, reduction="none"
+                )
+
+            pieces = []
+            targets = batch.targets.to(self.device)
+            many = flat.shape[0] > HEAD_CHUNK
+            for start in range(0, flat.shape[0], HEAD_CHUNK):
+                part = flat[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK]
+                pieces.append(
+                    checkpoint(losses, *part, use_reentrant=False) if many else losses(*part)
+                )
+            each = torch.cat(pieces) if pieces else flat.sum() * 0
+        weights = batch.weights.to(self.device)
+        plain = each.detach()
+        parts = batch.parts.to(self.device)
+        by_part = torch.zeros(len(PARTS), device=self.device).index_add_(0, parts, plain)
+        counts = torch.zeros(len(PARTS), device=self.device).index_add_(
+            0, parts, torch.ones_like(plain)
+        )
+        return (each * weights).sum(), weights.sum(), by_part, counts
+
+
+class _Steps:
+    """Iterable dataset of ready batches: one item = one optimiser step."""
+
+    def __init__(self, plan: BatchPlan, epochs: float, pad_id: int) -> None:
+        self.plan, self.epochs, self.pad_id = plan, epochs, pad_id
+        self.total = max(1, round(plan.steps * epochs))
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> Batch:
+        epoch, place = divmod(index, self.plan.steps)
+        pack = self.plan.packs[self.plan.order(epoch)[place]]
+        return build_batch(pack, self.plan.length, self.pad_id)
+
+
+def train_adapter(
+    model: Any,
+    rows: Sequence[Row],
+    validation: Sequence[Row],
+    settings: TrainSection,
+    *,
+    token_ids: Sequence[int],
+    pad_id: int,
+    out: Path,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> Trained:
+    """Train and save an adapter.
+
+    Returns:
+        The model, the numbers of the train stage's summary, and the curve (one dict a step).
+
+    Raises:
+        SmolloraError: the loss is not a number.
+    """
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+    keep_freed_memory()
+    set_seed(settings.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = compute_dtype(settings.dtype)
+    peft = attach_adapter(model, settings, token_ids).to(device)
+    plan = plan_batches(rows, length=settings.batch_tokens, seed=settings.seed)
+    steps = _Steps(plan, settings.epochs, pad_id)
+    loss_of = TreeLoss(peft, dtype, device)
+    compiled = settings.compile == "on" or (
+        settings.compile == "auto" and can_compile() and len(steps) >= 40
+    )
+    if compiled:
+        _compile_layers(loss_of.decoder)
+    curve: list[dict[str, Any]] = []
+    clock = {"start": time.perf_counter()}
+    last: dict[str, Any] = {}
+
+    class TreeTrainer(Trainer):  # type: ignore[misc]
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any
+        ) -> Any:
+            total, weight, by_part, counts = loss_of(inputs["batch"])
+            last.update(batch=inputs["batch"], by_part=by_part, counts=counts)
+            return total / weight.clamp(min=1e-6)
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            named = [(n, p) for n, p in peft.named_parameters() if p.requires_grad]
+            tokens = [p for n, p in named if "trainable_tokens" in n]
+            others = [p for n, p in named if "trainable_tokens" not in n]
+            groups = [{"params": others, "lr": settings.lr, "weight_decay": settings.weight_decay}]
+            if tokens:
+                rate = settings.token_lr or settings.lr
+                groups.append({"params": tokens, "lr": rate, "weight_decay": 0.0})
+            self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), eps=1e-8)
+            return self.optimizer
+
+        def get_train_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader(
+                steps, batch_size=1, shuffle=False, collate_fn=lambda items: {"batch": items[0]}
+            )
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if not logs or "loss" not in logs:
+                return
+            batch: Batch = last["batch"]
+            loss = float(logs["loss"])
+            if not math.isfinite(loss):
+                names = ", ".join(batch.row_ids[:8])
+                raise SmolloraError(
+                    f"the loss is not a number at step {state.global_step} (lr {logs.get('learning_rate')}, rows {names})",
+                    "lower train.lr, or set train.dtype=float32",
+                )
+            report = StepReport(
+                step=state.global_step,
+                steps=len(steps),
+                loss=loss,
+                lr=float(logs.get("learning_rate", settings.lr)),
+                tokens=batch.real_tokens,
+                row_tokens=batch.row_tokens,
+                labelled=int(batch.targets.shape[0]),
+                seconds=time.perf_counter() - clock["start"],
+                loss_by_part=mean_by_part(last["by_part"], last["counts"]),
+                row_tokens_so_far=sum(e["row_tokens"] for e in curve) + batch.row_tokens,
+                memory=peak_memory(),
+            )
+            curve.append(
+                {
+                    "step": report.step,
+                    "loss": report.loss,
+                    "lr": report.lr,
+                    "tokens": report.tokens,
+                    "row_tokens": report.row_tokens,
+                    "labelled": report.labelled,
+                    "seconds": round(report.seconds, 2),
+                    "loss_by_part": report.loss_by_part,
+                }
+            )
+            if on_step:
+                on_step(report)
+
+    arguments = TrainingArguments(
+        output_dir=str(out / "trainer"),
+        max_steps=len(steps),
+        per_device_train_batch_size=1,
+        learning_rate=settings.lr,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=round(settings.warmup * len(steps)),
+        max_grad_norm=settings.clip,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=device == "cpu",
+        seed=settings.seed,
+        label_names=[],
+    )
+    trainer = TreeTrainer(model=peft, args=arguments, train_dataset=steps, callbacks=[Watch()])
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    peft.train()
+    if dtype != "float32":
+        _leave_casting_to_autocast(peft)
+    trainer.train()
+    seconds = time.perf_counter() - clock["start"]
+    validation_loss, by_part = evaluate_loss(loss_of, validation, settings, pad_id)
+    peft.eval()
+    peft.save_pretrained(out, save_embedding_layers=False)
+    tokens = sum(entry["tokens"] for entry in curve)
+    row_tokens = sum(entry["row_tokens"] for entry in curve)
+    summary = {
+        "steps": len(curve),
+        "epochs": settings.epochs,
+        "tokens": tokens,
+        "row_tokens": row_tokens,
+        "labelled_tokens": sum(entry["labelled"] for entry in curve),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "row_tokens_per_second": round(row_tokens / seconds, 1),
+        "train_seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory(),
+        "loss_first": curve[0]["loss"],
+        "loss_last": curve[-1]["loss"],
+        "validation_loss": validation_loss,
+        "loss_by_part": by_part,
+        "compiled": compiled,
+        "dtype": dtype,
+    }
+    return Trained(peft, summary, curve)
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def mean_by_part(sums: Any, counts: Any) -> dict[str, float | None]:
+    """Mean loss of each part; None where the batch holds none."""
+    return {
+        part: round(float(sums[i] / counts[i]), 4) if counts[i] else None
+        for i, part in enumerate(PARTS)
+    }
+
+
+def evaluate_loss(
+    loss_of: TreeLoss, rows: Sequence[Row], settings: TrainSection, pad_id: int
+) -> tuple[float | None, dict[str, float | None]]:
+    """Mean unweighted loss over rows, whole and by part (None over no rows)."""
+    import torch
+
+    sums = counts = torch.zeros(len(PARTS))
+    for batch in _batches(rows, settings, pad_id):
+        with torch.no_grad():
+            _, _, by_part, count = loss_of(batch)
+        sums, counts = sums + by_part.cpu(), counts + count.cpu()
+    total = float(counts.sum())
+    return (round(float(sums.sum()) / total, 4) if total else None), mean_by_part(sums, counts)
+
+
+def _batches(rows: Sequence[Row], settings: TrainSection, pad_id: int) -> Iterator[Batch]:
+    if not rows:
+        return
+    plan = plan_batches(rows, length=settings.batch_tokens, seed=0)
+    for pack in plan.packs:
+        yield build_batch(pack, plan.length, pad_id)
+
+
+def _leave_casting_to_autocast(peft: Any) -> None:
+    """Stop peft from casting every activation to the adapters' fp32 (14% of the time); autocast casts the small weights instead.
+
+    What `peft.helpers.disable_input_dtype_casting` does, which fails on trainable token layers (peft 0.21.2).
+    """
+    for module in peft.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+
+
+def _compile_layers(decoder: Any) -> None:
+    """Compile every decoder layer; all share one shape, so one compilation serves them."""
+    import torch
+
+    torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
+    for layer in decoder.layers:
+        layer.compile(dynamic=False)
