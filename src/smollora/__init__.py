@@ -1,4 +1,6 @@
-"""smollora: finds out why a chat model calls no tools, teaches it its native tool-call tokens, and proves it on token ids."""
+"""smollora: finds out why a chat model calls no tools, teaches it its native tool-call tokens, and
+proves it on token ids.
+"""
 
 from __future__ import annotations
 

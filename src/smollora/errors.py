@@ -1,7 +1,8 @@
 """What smollora raises when a person must act.
 
-Every error is one message: what was found, where, what was expected, what to type next. The command line prints it without a
-traceback and exits with 2 (`GateFailed`: 1). Bad rows and bad model output are never exceptions: they are values with a reason.
+Every error is one message: what was found, where, what was expected, what to type next. The command
+line prints it without a traceback and exits with 2 (`GateFailed`: 1). Bad rows and bad model output
+are never exceptions: they are values with a reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Prompts in, token ids out: greedy, batched, stopping at the stop token.
 
-`Generator` is the protocol that probe, evaluation and chat see; `LocalGenerator` runs a transformers model. Prompts are sorted by length and
-left-padded in batches bounded by tokens; finished sequences leave the batch. The log-probability of the opening delimiter at the first
+`Generator` is the protocol that probe, evaluation and chat see; `LocalGenerator` runs a
+transformers model. Prompts are sorted by length and left-padded in batches bounded by tokens;
+finished sequences leave the batch. The log-probability of the opening delimiter at the first
 position is kept beside the ids: it says how near the decision was.
 """
 
@@ -41,7 +42,9 @@ class LocalGenerator:
         batch_tokens: int = 16384,
         batch_rows: int = 48,
     ) -> None:
-        """Args: model in eval mode; ids that end a turn; id of the opening delimiter (None: no log-probability); padding id; bounds of a batch."""
+        """Args: model in eval mode; ids that end a turn; id of the opening delimiter (None: no
+        log-probability); padding id; bounds of a batch.
+        """
         self.model = model
         self.stop_ids = frozenset(stop_ids)
         self.opener_id = opener_id

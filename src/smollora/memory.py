@@ -1,8 +1,9 @@
 """Keeps freed memory in the process instead of giving it back to the system at every step.
 
-glibc returns every freed block of more than 128 KiB to the system and asks for fresh pages at the next allocation. Training and generation
-allocate the same large tensors thousands of times, and on virtual machines a page fault is so slow that this took more than half of the
-time (docs/log.md). Source: mallopt(3).
+glibc returns every freed block of more than 128 KiB to the system and asks for fresh pages at the
+next allocation. Training and generation allocate the same large tensors thousands of times, and on
+virtual machines a page fault is so slow that this took more than half of the time (docs/log.md).
+Source: mallopt(3).
 """
 
 from __future__ import annotations

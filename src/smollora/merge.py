@@ -1,9 +1,11 @@
 """Adapter + base -> one model, with a proof that it is the same model.
 
-In: a base folder, an adapter folder. Out: a folder with the merged weights, tokenizer, template and generation config, and the numbers of the
-proof. The surprise: peft's `merge_and_unload` adds a delta of `embed_tokens` to the tensor that a tied head shares, which changes the logits by 2
-and more and only warns. So a head is untied before such an adapter is loaded, and the proof compares logits of the live adapter, of the merged
-model in memory, and of the merged model saved and loaded again.
+In: a base folder, an adapter folder. Out: a folder with the merged weights, tokenizer, template and
+generation config, and the numbers of the proof. The surprise: peft's `merge_and_unload` adds a
+delta of `embed_tokens` to the tensor that a tied head shares, which changes the logits by 2 and
+more and only warns. So a head is untied before such an adapter is loaded, and the proof compares
+logits of the live adapter, of the merged model in memory, and of the merged model saved and loaded
+again.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ def load_live(plan: MergePlan, dtype: str = "float32") -> Any:
         live = PeftModel.from_pretrained(model, plan.adapter, torch_dtype=getattr(torch, dtype))
     except (RuntimeError, ValueError, KeyError) as error:
         raise ModelError(
-            f"the adapter in {plan.adapter} does not fit {plan.base}: {str(error).splitlines()[0][:200]}",
+            f"the adapter in {plan.adapter} does not fit {plan.base}:"
+            f" {str(error).splitlines()[0][:200]}",
             "it was trained on another base",
         ) from error
     return live.eval()

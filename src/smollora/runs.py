@@ -1,8 +1,9 @@
 """The run folder: where every stage leaves its files, and how a rerun knows what it may skip.
 
-`runs/NAME/STAGE/` holds the stage's files and, written last, `summary.json` and `.done`. `.done` is JSON: {"key": ...}, a hash over
-everything the stage read (recipe section, input files, the keys of the stages before it, package version). Files are written whole:
-temporary name in the same folder, flush, rename.
+`runs/NAME/STAGE/` holds the stage's files and, written last, `summary.json` and `.done`. `.done` is
+JSON: {"key": ...}, a hash over everything the stage read (recipe section, input files, the keys of
+the stages before it, package version). Files are written whole: temporary name in the same folder,
+flush, rename.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The stages of a run: what each reads, does and writes. `pipeline.py` decides which of them run.
 
-Every stage is a function `(Run) -> summary values`; it reads the files of earlier stages and writes its own under `Run.folder / STAGE`. Stages
-meet through files only, so any of them can be run alone and again.
+Every stage is a function `(Run) -> summary values`; it reads the files of earlier stages and writes
+its own under `Run.folder / STAGE`. Stages meet through files only, so any of them can be run alone
+and again.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -89,7 +89,9 @@ def _as_dicts(checks: Sequence[Check]) -> list[dict[str, Any]]:
 
 
 def inspect(run: Run) -> dict[str, Any]:
-    """What this model is, what its template loses; makes `base/`: delimiters and a template that loses nothing."""
+    """What this model is, what its template loses; makes `base/`: delimiters and a template that
+    loses nothing.
+    """
     section = run.recipe.model
     source = resolve_model(section.source, sha256=section.sha256)
     tokenizer = load_tokenizer(source, trust_remote_code=section.trust_remote_code)
@@ -229,7 +231,7 @@ def verify(run: Run) -> dict[str, Any]:
 
     renderer = load_renderer(run)
     rows = read_prepared(run.folder / "prepare" / "rows.parquet")
-    failures = []
+    failures: list[dict[str, Any]] = []
     proved = calling = 0
     with meter(run.console, "verify", len(rows)) as shown:
         for number, row in enumerate(rows, 1):
@@ -353,7 +355,8 @@ def train(run: Run) -> dict[str, Any]:
             rate = report.row_tokens_so_far / report.seconds
             shown.to(
                 report.step,
-                f"loss {report.loss:.3f}  {rate:,.0f} row tokens/s  {report.memory / 2**30:.1f} GiB",
+                f"loss {report.loss:.3f}  {rate:,.0f} row tokens/s"
+                f"  {report.memory / 2**30:.1f} GiB",
             )
 
         made = train_adapter(

@@ -1,8 +1,9 @@
 """What the delimiters, stop tokens and special variables are for THIS tokenizer.
 
-In: a fast Hugging Face tokenizer, a tool-call format, the chat template's source. Out: `TokenFacts`, which every later stage reads instead of
-constants. The surprise: ids that documents quote are worth nothing; `<tool_call>` is 128015 in SmolLM3, 151657 in Qwen, and five
-ordinary tokens in SmolLM2.
+In: a fast Hugging Face tokenizer, a tool-call format, the chat template's source. Out:
+`TokenFacts`, which every later stage reads instead of constants. The surprise: ids that documents
+quote are worth nothing; `<tool_call>` is 128015 in SmolLM3, 151657 in Qwen, and five ordinary
+tokens in SmolLM2.
 """
 
 from __future__ import annotations

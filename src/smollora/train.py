@@ -1,9 +1,12 @@
-"""One LoRA trainer: transformers' Trainer over accelerate, peft adapters, packed trees, loss by part.
+"""One LoRA trainer: transformers' Trainer over accelerate, peft adapters, packed trees, loss by
+part.
 
-In: a model folder, rendered rows, the recipe's train section. Out: an adapter folder and a `TrainSummary`. What is fast here: common prompts
-are computed once (data/batch.py), the head runs on labelled positions only, adapter products run in the compute type with
-fp32 masters, and decoder layers are compiled where a C++ compiler is there. The surprise: LoRA on `embed_tokens` of a tied model trains the
-input side only, and a merge would change the head as well; so the head is untied first (merge.py proves it).
+In: a model folder, rendered rows, the recipe's train section. Out: an adapter folder and a
+`TrainSummary`. What is fast here: common prompts are computed once (data/batch.py), the head runs
+on labelled positions only, adapter products run in the compute type with fp32 masters, and decoder
+layers are compiled where a C++ compiler is there. The surprise: LoRA on `embed_tokens` of a tied
+model trains the input side only, and a merge would change the head as well; so the head is untied
+first (merge.py proves it).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from smollora.errors import ConfigError, SmolloraError
 from smollora.memory import keep_freed_memory
 from smollora.types import PARTS
 
-HEAD_CHUNK = 1024
+HEAD_CHUNK = 256
 """Labelled positions whose logits exist at one time."""
 
 
@@ -101,7 +105,6 @@ def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int])
         untie_head(model)
         targets.append(embedding.rsplit(".", 1)[-1])
     elif settings.embeddings == "tool_tokens" and token_ids:
-        _keep_rows_in_fp32(model)
         extra["trainable_token_indices"] = {embedding.rsplit(".", 1)[-1]: list(token_ids)}
     peft = get_peft_model(
         model,
@@ -130,15 +133,36 @@ def untie_head(model: Any) -> None:
     model.config.tie_word_embeddings = False
 
 
-def _keep_rows_in_fp32(model: Any) -> None:
-    """Embedding (and tied head) in fp32, so that small steps of the delimiter rows are not rounded away; what comes out keeps its type."""
-    embedding = model.get_input_embeddings()
-    dtype = embedding.weight.dtype
-    embedding.weight.data = embedding.weight.data.float()
-    head = model.get_output_embeddings()
-    if head.weight is not embedding.weight:
-        head.weight.data = head.weight.data.float()
-    embedding.register_forward_hook(lambda module, inputs, output: output.to(dtype))
+def compute_rows_apart(peft: Any) -> None:
+    """Let peft's trainable token rows be looked up and multiplied apart from the embedding matrix.
+
+    peft (0.21.2) copies the whole matrix at every forward pass to put a few rows into it, and its
+    gradient is as large; this gives the same values (a test holds them equal) from the rows alone,
+    which stay in float32.
+    """
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+
+    for module in peft.modules():
+        if isinstance(module, TrainableTokensLayer):
+            module.forward = partial(_forward_rows, module)
+
+
+def _forward_rows(layer: Any, inputs: Any) -> Any:
+    """What a `TrainableTokensLayer` around an embedding or a tied head computes."""
+    import torch
+    from torch.nn import functional
+
+    name = layer.active_adapters[0]
+    rows, ids = layer.trainable_tokens_delta[name], layer.token_indices[name]
+    out = layer.base_layer(inputs)
+    if isinstance(layer.base_layer, torch.nn.Embedding):
+        scale = layer._get_embed_scale()
+        values = rows if scale is None else rows * scale
+        for place, token in enumerate(ids):
+            out = torch.where((inputs == token)[..., None], values[place].to(out.dtype), out)
+        return out
+    index = torch.tensor(ids, device=out.device)
+    return out.index_copy(-1, index, functional.linear(inputs, rows.to(inputs.dtype)).to(out.dtype))
 
 
 def can_compile() -> bool:
@@ -149,7 +173,8 @@ def can_compile() -> bool:
 class TreeLoss:
     """Weighted cross entropy of packed trees, with sums by part.
 
-    Source of the head-on-labelled-positions idea: TRL's and Liger's chunked losses; of shared prompts: tree attention.
+    Source of the head-on-labelled-positions idea: TRL's and Liger's chunked losses; of shared
+    prompts: tree attention.
     """
 
     def __init__(self, model: Any, dtype: str, device: str = "cpu") -> None:
@@ -166,7 +191,9 @@ class TreeLoss:
             use_tree_attention(base)
 
     def __call__(self, batch: Batch) -> tuple[Any, Any, Any, Any]:
-        """(sum of weighted losses, sum of weights, unweighted losses by part [5], counts by part [5])."""
+        """(sum of weighted losses, sum of weights, unweighted losses by part [5],
+        counts by part [5]).
+        """
         import torch
         from torch.nn import functional
         from torch.utils.checkpoint import checkpoint
@@ -254,6 +281,7 @@ def train_adapter(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = compute_dtype(settings.dtype)
     peft = attach_adapter(model, settings, token_ids).to(device)
+    compute_rows_apart(peft)
     plan = plan_batches(rows, length=settings.batch_tokens, seed=settings.seed)
     steps = _Steps(plan, settings.epochs, pad_id)
     loss_of = TreeLoss(peft, dtype, device)
@@ -299,7 +327,8 @@ def train_adapter(
             if not math.isfinite(loss):
                 names = ", ".join(batch.row_ids[:8])
                 raise SmolloraError(
-                    f"the loss is not a number at step {state.global_step} (lr {logs.get('learning_rate')}, rows {names})",
+                    f"the loss is not a number at step {state.global_step}"
+                    f" (lr {logs.get('learning_rate')}, rows {names})",
                     "lower train.lr, or set train.dtype=float32",
                 )
             report = StepReport(
@@ -353,9 +382,14 @@ def train_adapter(
 
     trainer.remove_callback(PrinterCallback)
     peft.train()
+    precision = torch.get_float32_matmul_precision()
     if dtype != "float32":
         _leave_casting_to_autocast(peft)
-    trainer.train()
+        torch.set_float32_matmul_precision("medium")  # attention's float32 products of bf16 values
+    try:
+        trainer.train()
+    finally:
+        torch.set_float32_matmul_precision(precision)
     seconds = time.perf_counter() - clock["start"]
     validation_loss, by_part = evaluate_loss(loss_of, validation, settings, pad_id)
     peft.eval()
@@ -419,9 +453,11 @@ def _batches(rows: Sequence[Row], settings: TrainSection, pad_id: int) -> Iterat
 
 
 def _leave_casting_to_autocast(peft: Any) -> None:
-    """Stop peft from casting every activation to the adapters' fp32 (14% of the time); autocast casts the small weights instead.
+    """Stop peft from casting every activation to the adapters' fp32 (14% of the time); autocast
+    casts the small weights instead.
 
-    What `peft.helpers.disable_input_dtype_casting` does, which fails on trainable token layers (peft 0.21.2).
+    What `peft.helpers.disable_input_dtype_casting` does, which fails on trainable token layers
+    (peft 0.21.2).
     """
     for module in peft.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
@@ -432,6 +468,6 @@ def _compile_layers(decoder: Any) -> None:
     """Compile every decoder layer; all share one shape, so one compilation serves them."""
     import torch
 
-    torch._dynamo.config.recompile_limit = 64  # type: ignore[attr-defined]
+    torch._dynamo.config.recompile_limit = 64
     for layer in decoder.layers:
         layer.compile(dynamic=False)

@@ -1,6 +1,7 @@
 """The values that flow between stages: frozen, comparable, standard library only.
 
-One representation per thing: content is `str`, arguments are a decoded mapping (never a JSON string), token ids are tuples of `int`.
+One representation per thing: content is `str`, arguments are a decoded mapping (never a JSON
+string), token ids are tuples of `int`.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class Rendered:
     owner: tuple[int, ...]
     """Index of the message each token belongs to; -1 = the template's own tokens."""
     trained: tuple[bool, ...]
-    """True where the model must produce the token: from the end of the generation prompt to the stop token."""
+    """True where the model must produce the token: from the end of the generation prompt to the
+    stop token.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,9 @@ class ParsedCall:
     status: CallStatus
     call: ToolCall | None = None
     span: tuple[int, int] | None = None
-    """Token positions [start, end) in what was parsed; None for spelled-out attempts found in text."""
+    """Token positions [start, end) in what was parsed; None for spelled-out attempts found in
+    text.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,9 @@ class Generation:
     token_ids: tuple[int, ...]
     finish: Literal["stop", "length", "error"]
     opener_logprob: float | None = None
-    """Natural-log probability of the opening delimiter at the first position; None where it cannot be had."""
+    """Natural-log probability of the opening delimiter at the first position; None where it cannot
+    be had.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,4 +163,6 @@ class CaseScore:
     verdict: str
     detail: str = ""
     flags: Mapping[str, bool] = field(default_factory=dict)
-    """The single claims that rates are made of: emitted, valid_json, schema_valid, right_tool, ..."""
+    """The single claims that rates are made of: emitted, valid_json, schema_valid, right_tool,
+    ...
+    """

@@ -1,8 +1,9 @@
 """Checks on rendered rows, before a single step is trained.
 
-In: a `Rendered` row and the calls that its trained turns must contain. Out: `Check`s, as plain functions. A call row is proved when the
-opening and closing ids stand in the labelled region, in order, the turn ends with a stop token, and reading the labelled ids back with the
-format's own parser gives exactly the calls of the row.
+In: a `Rendered` row and the calls that its trained turns must contain. Out: `Check`s, as plain
+functions. A call row is proved when the opening and closing ids stand in the labelled region, in
+order, the turn ends with a stop token, and reading the labelled ids back with the format's own
+parser gives exactly the calls of the row.
 """
 
 from __future__ import annotations

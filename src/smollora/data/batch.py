@@ -1,11 +1,14 @@
 """Rendered rows -> tensors of bounded size, common prompts computed once.
 
-In: rows as (token ids, labels' weights, parts). Out: `Batch` of tensors. Rows that begin with the same prompt (system text and tools) become a
-*tree*: the prompt once, then each row's own tokens, which see the prompt and themselves but not their siblings, with positions that go on from
-the prompt. That is exactly what training the rows one by one computes (a test holds the losses equal), at a fraction of the tokens: the
-starter rows shrink to about a quarter. Trees are packed into sequences of one length, so that compiled layers meet one shape.
+In: rows as (token ids, labels' weights, parts). Out: `Batch` of tensors. Rows that begin with the
+same prompt (system text and tools) become a *tree*: the prompt once, then each row's own tokens,
+which see the prompt and themselves but not their siblings, with positions that go on from the
+prompt. That is exactly what training the rows one by one computes (a test holds the losses equal),
+at a fraction of the tokens: the starter rows shrink to about a quarter. Trees are packed into
+sequences of one length, so that compiled layers meet one shape.
 
-The surprise: a row's first trained token is predicted by the token before it, so the shared prompt must end before that one.
+The surprise: a row's first trained token is predicted by the token before it, so the shared prompt
+must end before that one.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from typing import Any
 MIN_SHARED = 24
 """A shorter common prompt is not worth a tree."""
 TREES_PER_STEP = 2
-"""A tree fills at most this part of a step: one tool list for a whole step makes steep, one-sided gradients (docs/log.md)."""
+"""A tree fills at most this part of a step: one tool list for a whole step makes steep, one-sided
+gradients (docs/log.md).
+"""
 SEGMENT_LINES = 256
 """The segment table is padded to a multiple of this, so that its shape seldom changes."""
 
@@ -57,8 +62,9 @@ class Tree:
 class Batch:
     """Tensors of one optimiser step: one flat sequence of trees.
 
-    Shapes: `token_ids`, `position_ids` [1, length]; `segments` [lines, 4] as attention.py reads them; `select` [n] positions whose next
-    token is trained; `targets`, `parts` [n]; `weights` [n] float32.
+    Shapes: `token_ids`, `position_ids` [1, length]; `segments` [lines, 4] as attention.py reads
+    them; `select` [n] positions whose next token is trained; `targets`, `parts` [n]; `weights` [n]
+    float32.
     """
 
     token_ids: Any
@@ -75,7 +81,9 @@ class Batch:
     """Tokens of the rows as they stand, shared prompts counted in each."""
 
     def mask(self) -> Any:
-        """The same as a boolean mask [1, 1, length, length], True = may attend: for hardware without tree attention, and for tests."""
+        """The same as a boolean mask [1, 1, length, length], True = may attend: for hardware
+        without tree attention, and for tests.
+        """
         import torch
 
         width = self.token_ids.shape[1]
@@ -89,7 +97,9 @@ class Batch:
 
 
 def plan_trees(rows: Sequence[Row], length: int) -> list[Tree]:
-    """Group rows by common prompt so that no tree is longer than `length` (single longer rows excepted)."""
+    """Group rows by common prompt so that no tree is longer than `length` (single longer rows
+    excepted).
+    """
     trees: list[Tree] = []
     current: list[Row] = []
     shared = 0
@@ -121,7 +131,9 @@ def _common(left: Sequence[int], right: Sequence[int], limit: int) -> int:
 
 
 def plan_packs(trees: Sequence[Tree], length: int) -> list[tuple[Tree, ...]]:
-    """First-fit packing of trees, in their order, into sequences of `length` tokens; a longer row gets a sequence of its own."""
+    """First-fit packing of trees, in their order, into sequences of `length` tokens; a longer row
+    gets a sequence of its own.
+    """
     packs: list[list[Tree]] = []
     room: list[int] = []
     for tree in trees:

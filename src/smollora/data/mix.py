@@ -1,7 +1,9 @@
-"""Which prepared rows are trained: shares of tool and general rows, planned before they are applied.
+"""Which prepared rows are trained: shares of tool and general rows, planned before they are
+applied.
 
-In: prepared rows, the recipe's mix section. Out: indices of training and validation rows, and what the shares came to, by rows and by labelled
-tokens: a 70/30 mix of rows is seldom a 70/30 mix of what the loss counts. The scarcer group is used whole, the other is cut to fit.
+In: prepared rows, the recipe's mix section. Out: indices of training and validation rows, and what
+the shares came to, by rows and by labelled tokens: a 70/30 mix of rows is seldom a 70/30 mix of
+what the loss counts. The scarcer group is used whole, the other is cut to fit.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ def _take(indices: Sequence[int], weights: Sequence[int], amount: float) -> list
 
 
 def shares(rows: Sequence[PreparedRow]) -> dict[str, dict[str, float]]:
-    """Rows and labelled tokens of each source and of each kind ("kind:call", ...), with their shares."""
+    """Rows and labelled tokens of each source and of each kind ("kind:call", ...), with their
+    shares.
+    """
     labelled = [sum(row.rendered.trained) for row in rows]
     names = sorted({row.source for row in rows}) + [
         f"kind:{k}" for k in ("call", "no_call", "no_tools")

@@ -1,7 +1,8 @@
 """Which part of the answer each trained token belongs to: open, name, arguments, close or text.
 
-In: a `Rendered` row, the tokenizer's facts. Out: one part (or None) a token; weights of the loss and losses by part are made from it.
-The decision to call is one token in hundreds, and a mean loss hides whether it was learned.
+In: a `Rendered` row, the tokenizer's facts. Out: one part (or None) a token; weights of the loss
+and losses by part are made from it. The decision to call is one token in hundreds, and a mean loss
+hides whether it was learned.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from smollora.types import PARTS, Part, Rendered
 def parts_of(row: Rendered, facts: TokenFacts, tokenizer: Any) -> tuple[Part | None, ...]:
     """The part of each token, None where it is not trained.
 
-    From the opening id to the key "arguments" is "name", from there to the closing id "arguments"; the stop token after a call counts
-    as "close", the one after words as "text".
+    From the opening id to the key "arguments" is "name", from there to the closing id "arguments";
+    the stop token after a call counts as "close", the one after words as "text".
     """
     parts: list[Part | None] = []
     state: Part = "text"
@@ -59,6 +60,7 @@ def training_row(
             values.append(0.0)
             continue
         starts = index == 0 or not row.trained[index - 1]
-        values.append(getattr(weights, part) * (weights.first if starts and has_tools else 1.0))
+        decision = weights.first_word if has_tools and starts and part == "text" else None
+        values.append(getattr(weights, part) if decision is None else decision)
     codes = tuple(-1 if part is None else PARTS.index(part) for part in parts)
     return Row(row.conversation_id, row.token_ids, tuple(values), codes)

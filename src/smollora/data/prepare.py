@@ -1,7 +1,8 @@
 """Sources -> conversations -> rendered rows, every row counted.
 
-In: the recipe's sources, a `Renderer`. Out: `rows.parquet` (token ids, owners, labels, calls) and the list of rejects. rows_in = kept + rejected
-always. Too long: whole exchanges are dropped from the front; what still does not fit is rejected, never cut.
+In: the recipe's sources, a `Renderer`. Out: `rows.parquet` (token ids, owners, labels, calls) and
+the list of rejects. rows_in = kept + rejected always. Too long: whole exchanges are dropped from
+the front; what still does not fit is rejected, never cut.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def prepare_rows(
     """Read, convert and render every source.
 
     Raises:
-        DataError: a file is missing or empty, nothing is left, or, with `strict`, the first bad row.
+        DataError: a file is missing or empty, nothing is left, or, with `strict`, the first bad
+            row.
     """
     rows: list[PreparedRow] = []
     rejects: list[Reject] = []
@@ -108,7 +110,7 @@ def _reasons(rejects: Sequence[Reject]) -> str:
 
 def _records(source: SourceSection, seed: int) -> Iterator[tuple[int, Any]]:
     if source.path == "starter:tools":
-        yield from enumerate(build_rows("train", seed=seed), 1)
+        yield from enumerate(build_rows("train", seed=seed, share=source.share), 1)
     elif source.path == "starter:general":
         yield from enumerate(build_general_rows("train", seed=seed), 1)
     elif source.path.startswith("hub:"):
@@ -162,7 +164,9 @@ def _fit(
     renderer: Renderer,
     max_length: int,
 ) -> tuple[Outcome | Reject, bool]:
-    """The rendered rows of a conversation if they fit; else with exchanges dropped from the front; and whether any were."""
+    """The rendered rows of a conversation if they fit; else with exchanges dropped from the front;
+    and whether any were.
+    """
     cut = False
     while isinstance(rendered, tuple) and any(len(r.token_ids) > max_length for r in rendered):
         shorter = drop_first_exchange(conversation)
@@ -182,7 +186,9 @@ def _fit(
 
 
 def drop_first_exchange(conversation: Conversation) -> Conversation | None:
-    """The conversation without its first user turn and what answers it; None if that was the only one."""
+    """The conversation without its first user turn and what answers it; None if that was the only
+    one.
+    """
     messages = conversation.messages
     users = [index for index, message in enumerate(messages) if message.role == "user"]
     if len(users) < 2:

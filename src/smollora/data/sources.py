@@ -1,8 +1,9 @@
 """Rows of data sets -> Conversation | Reject.
 
-In: one record as its file holds it. Out: a `Conversation`, or a `Reject` whose reason is counted. Nothing is repaired in silence.
-Record forms: Hermes-Function-Calling-V1 (`conversations` with from/value, `tools` as a JSON string) and messages (`messages` with
-role/content, optional `tools` and `tool_calls`).
+In: one record as its file holds it. Out: a `Conversation`, or a `Reject` whose reason is counted.
+Nothing is repaired in silence. Record forms: Hermes-Function-Calling-V1 (`conversations` with
+from/value, `tools` as a JSON string) and messages (`messages` with role/content, optional `tools`
+and `tool_calls`).
 """
 
 from __future__ import annotations
@@ -267,8 +268,8 @@ def check_conversation(conversation: Conversation) -> None:
     """Refuse what must not be trained.
 
     Raises:
-        Refused: empty turns, roles out of order, calls to undeclared tools, arguments that break their schema,
-            results without a call.
+        Refused: empty turns, roles out of order, calls to undeclared tools, arguments that break
+            their schema, results without a call.
     """
     messages = conversation.messages
     tools = {tool.name: tool for tool in conversation.tools}
@@ -301,7 +302,9 @@ def check_conversation(conversation: Conversation) -> None:
 
 
 def schema_problem(call: ToolCall, tool: ToolSpec) -> str | None:
-    """Why the arguments break the tool's JSON Schema, or None. References to other documents are never followed."""
+    """Why the arguments break the tool's JSON Schema, or None. References to other documents are
+    never followed.
+    """
     try:
         validator = jsonschema.Draft202012Validator(dict(tool.parameters))
         error = next(iter(validator.iter_errors(dict(call.arguments))), None)

@@ -1,7 +1,8 @@
 """Evaluation cases: questions with their right answers.
 
-In: held-out conversations, the BFCL data of the PyPI wheel `bfcl-eval`, or a .jsonl of cases. Out: `EvalCase`. The surprise: BFCL writes its
-schemas with Python type names ("dict", "float", "tuple"); models were trained on JSON Schema, so they are translated, as BFCL's own harness does.
+In: held-out conversations, the BFCL data of the PyPI wheel `bfcl-eval`, or a .jsonl of cases. Out:
+`EvalCase`. The surprise: BFCL writes its schemas with Python type names ("dict", "float", "tuple");
+models were trained on JSON Schema, so they are translated, as BFCL's own harness does.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def starter_cases(split: str = "heldout") -> list[EvalCase]:
     """The held-out starter conversations as cases: one a conversation, at its last decision."""
     from smollora.data.starter import build_general_rows, build_rows
 
-    cases = []
+    cases: list[EvalCase] = []
     records = [*build_rows("heldout"), *build_general_rows("heldout", with_tools=1)]
     for number, record in enumerate(records, 1):
         conversation = read_conversation(record, "starter-heldout", number)
@@ -59,8 +60,9 @@ def starter_cases(split: str = "heldout") -> list[EvalCase]:
 def conversation_cases(conversation: Conversation, category: str) -> Iterator[EvalCase]:
     """Cases of one conversation.
 
-    A single decision gives one case. A conversation that goes on gives one for its first decision and one for each later kind:
-    `after_result` (answers, does not call again), `after_question` (calls once the missing argument is given), `multi_turn_call`.
+    A single decision gives one case. A conversation that goes on gives one for its first decision
+    and one for each later kind: `after_result` (answers, does not call again), `after_question`
+    (calls once the missing argument is given), `multi_turn_call`.
     """
     messages = conversation.messages
     spoken = 0

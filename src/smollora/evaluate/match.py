@@ -1,7 +1,9 @@
-"""Scores one answer: what was attempted, is it valid, is it the right tool. Pure, strict, nothing repaired.
+"""Scores one answer: what was attempted, is it valid, is it the right tool. Pure, strict, nothing
+repaired.
 
-In: an `EvalCase`, a `Generation`, the parsed attempts. Out: a `CaseScore` with a verdict and the flags that rates are made of. A call counts
-only by its delimiter ids; one spelled with ordinary tokens is "spelled_out", whatever a server's parser would make of it.
+In: an `EvalCase`, a `Generation`, the parsed attempts. Out: a `CaseScore` with a verdict and the
+flags that rates are made of. A call counts only by its delimiter ids; one spelled with ordinary
+tokens is "spelled_out", whatever a server's parser would make of it.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ def score_case(
 ) -> CaseScore:
     """Verdict and flags of one answer.
 
-    Flags on cases that want calls: emitted (the opening id came), valid_json, schema_valid, right_tool (names, as a multiset),
-    right_call (names and arguments), stops_after_call. On cases that want none: false_call. On all: spelled_out, opens_first.
+    Flags on cases that want calls: emitted (the opening id came), valid_json, schema_valid,
+    right_tool (names, as a multiset), right_call (names and arguments), stops_after_call. On cases
+    that want none: false_call. On all: spelled_out, opens_first.
     """
     real = [attempt for attempt in attempts if attempt.status != "spelled_out"]
     spelled = any(attempt.status == "spelled_out" for attempt in attempts)
@@ -69,7 +72,9 @@ def _same_calls(calls: Sequence[ToolCall], expected: Sequence[ToolCall]) -> bool
 
 
 def canonical(call: ToolCall) -> str:
-    """A call as text that is equal for equal calls; letter case and outer spaces of strings do not count (people type carelessly)."""
+    """A call as text that is equal for equal calls; letter case and outer spaces of strings do not
+    count (people type carelessly).
+    """
     return json.dumps([call.name, _fold(call.arguments)], sort_keys=True, ensure_ascii=False)
 
 

@@ -1,7 +1,8 @@
 """Tool-call formats: how a family of models writes a call, and how it is read back from token ids.
 
-A format is a small module-level object with `name`, its delimiters as strings, `show(calls) -> str` and
-`parse(token_ids, tokenizer) -> tuple[ParsedCall, ...]`. Every attempt is kept with its status; nothing is repaired here.
+A format is a small module-level object with `name`, its delimiters as strings, `show(calls) -> str`
+and `parse(token_ids, tokenizer) -> tuple[ParsedCall, ...]`. Every attempt is kept with its status;
+nothing is repaired here.
 """
 
 from __future__ import annotations

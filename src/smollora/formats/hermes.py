@@ -1,8 +1,9 @@
 """The hermes format: one JSON object per call between <tool_call> and </tool_call>.
 
-Used by Hermes 2 Pro and 3, Qwen 2.5 and 3, SmolLM3, and the starter model. Spec: NousResearch/Hermes-Function-Calling. The surprise:
-vLLM's parser of this name matches *strings*, so a call spelled with ordinary tokens still parses there; here a call counts only when
-the delimiter **ids** are there, and a spelled one is an attempt with status "spelled_out".
+Used by Hermes 2 Pro and 3, Qwen 2.5 and 3, SmolLM3, and the starter model. Spec:
+NousResearch/Hermes-Function-Calling. The surprise: vLLM's parser of this name matches *strings*, so
+a call spelled with ordinary tokens still parses there; here a call counts only when the delimiter
+**ids** are there, and a spelled one is an attempt with status "spelled_out".
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class HermesFormat:
         return tuple(attempts)
 
     def _spelled_out(self, text: str) -> list[ParsedCall]:
-        """Attempts written with ordinary tokens: a spelled opening tag, or the bare JSON of a call."""
+        """Attempts written with ordinary tokens: a spelled opening tag, or the bare JSON of a
+        call.
+        """
         if self.open in text:
             pieces = text.split(self.open)[1:]
             return [ParsedCall(self.open + piece, "spelled_out") for piece in pieces]
@@ -79,7 +82,9 @@ class HermesFormat:
 
 
 def single_id(tokenizer: Tokenizer, text: str) -> int | None:
-    """The id of `text` if it is one token here, else None (many tokenizers answer unk for what they do not know)."""
+    """The id of `text` if it is one token here, else None (many tokenizers answer unk for what they
+    do not know).
+    """
     token = tokenizer.convert_tokens_to_ids(text)
     return token if token is not None and tokenizer.decode([token]) == text else None
 

@@ -1,12 +1,14 @@
 """Starter data: authored cases -> Hermes-V1 rows, as `prepare` reads the real data set.
 
-In: `authored/*.jsonl` (training) and `authored/heldout/*.jsonl` (measuring only: domains and tools that training never sees). People edit
-those: first a domain's tools, then its cases; FORMAT.md beside them lists the keys. Out: dicts with the keys of
-NousResearch/Hermes-Function-Calling-V1. Nothing is random but the choice of tool lists, which the seed fixes.
+In: `authored/*.jsonl` (training) and `authored/heldout/*.jsonl` (measuring only: domains and tools
+that training never sees). People edit those: first a domain's tools, then its cases; FORMAT.md
+beside them lists the keys. Out: dicts with the keys of NousResearch/Hermes-Function-Calling-V1.
+Nothing is random but the choice of tool lists, which the seed fixes.
 
-The surprise: one authored request becomes several rows, because the *tool list* decides the right answer. With the needed tool offered the
-row calls it; with that tool taken out of the list the same request is answered in words. Rows that share a tool list stand together, so
-that training computes their common prompt once.
+The surprise: one authored request becomes several rows, because the *tool list* decides the right
+answer. With the needed tool offered the row calls it; with that tool taken out of the list the same
+request is answered in words. Rows that share a tool list stand together, so that training computes
+their common prompt once.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ Split = Literal["train", "heldout"]
 Record = dict[str, Any]
 
 PREAMBLE = (
-    "You are a function calling AI model. You are provided with function signatures within <tools> </tools> XML tags. You may call one"
-    " or more functions to assist with the user query. Don't make assumptions about what values to plug into functions.\n<tools>\n{tools}"
-    "\n</tools>\nFor each function call return a json object with function name and arguments within <tool_call> </tool_call> tags with"
-    " the following schema:\n<tool_call>\n{{'arguments': <args-dict>, 'name': <function-name>}}\n</tool_call>\n"
+    "You are a function calling AI model. You are provided with function signatures within"
+    " <tools> </tools> XML tags. You may call one or more functions to assist with the user query."
+    " Don't make assumptions about what values to plug into functions.\n<tools>\n{tools}"
+    "\n</tools>\nFor each function call return a json object with function name and arguments"
+    " within <tool_call> </tool_call> tags with the following schema:\n<tool_call>\n"
+    "{{'arguments': <args-dict>, 'name': <function-name>}}\n</tool_call>\n"
 )
 """The system text of Hermes-Function-Calling-V1, into which the tools are written."""
 
@@ -70,8 +74,14 @@ def load_domains(split: Split) -> tuple[Domain, ...]:
     return tuple(domains)
 
 
-def build_rows(split: Split, *, seed: int = 7) -> Iterator[Record]:
-    """The split's tool rows (call, decline, ask) in Hermes-V1 form, deterministic for a seed."""
+def build_rows(split: Split, *, seed: int = 7, share: float = 1.0) -> Iterator[Record]:
+    """The split's tool rows (call, decline, ask) in Hermes-V1 form, deterministic for a seed.
+
+    Args:
+        split: "train" or "heldout".
+        seed: chooses tool lists.
+        share: share of the tool lists that are used (whole lists: rows keep sharing prompts).
+    """
     dice = random.Random(seed)
     domains = [domain for domain in load_domains(split) if domain.tools]
     count = 0
@@ -81,15 +91,19 @@ def build_rows(split: Split, *, seed: int = 7) -> Iterator[Record]:
         for names, cases in lists:
             offered = [domain.tools[name] for name in names]
             system = dice.choice(SYSTEM_TEXTS) if dice.random() < 0.3 else ""
-            amount = 3 if split == "train" else int(dice.random() < 0.25)
+            amount = int(dice.random() < 0.25) if split == "heldout" else 3 if len(cases) > 1 else 0
             others = _absent(foreign, set(names), dice, amount)
+            if dice.random() >= share:
+                continue
             for kind, case in [*cases, *(("irrelevant", case) for case in others)]:
                 count += 1
                 yield _record(f"{split}-{count:05d}", domain.name, kind, case, offered, system)
 
 
 def build_general_rows(split: Split, *, seed: int = 7, with_tools: int = 2) -> Iterator[Record]:
-    """General rows: each request once without tools and `with_tools` times beside tools it does not need."""
+    """General rows: each request once without tools and `with_tools` times beside tools it does not
+    need.
+    """
     dice = random.Random(seed + 1)
     domains = load_domains(split)
     offers = [
@@ -153,10 +167,12 @@ def _absent(
 
 
 def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ...], list[Named]]]:
-    """Tool lists of one domain with the cases that each decides: half of the tools alone, and all of them cut into lists of 2 to 4."""
+    """Tool lists of one domain with the cases that each decides: every tool alone, all of them cut
+    into lists of 2 to 4, and a short list for each case that needs tools from several of those.
+    """
     names = list(domain.tools)
     dice.shuffle(names)
-    lists = [(name,) for name in names[: len(names) // 2]]
+    lists: list[tuple[str, ...]] = [(name,) for name in names]
     dice.shuffle(names)
     start = 0
     while start < len(names):
@@ -166,25 +182,29 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     served: set[int] = set()
     chosen: list[tuple[tuple[str, ...], list[Named]]] = []
     for offer in lists:
-        cases = [case for case in domain.cases if _fits(case, set(offer))]
-        served.update(id(case) for case in cases)
-        absent = _absent(domain.cases, set(offer), dice, 4 if len(offer) == 1 else len(offer) + 3)
+        fitting = [case for case in domain.cases if _fits(case, set(offer))]
+        served.update(id(case) for case in fitting)
+        if len(offer) > 1:
+            fitting = [case for case in fitting if "c" not in case or dice.random() < 0.6]
+        absent = _absent(domain.cases, set(offer), dice, len(offer) + 3)
         chosen.append(
-            (offer, [(_kind(c), c) for c in cases] + [("near_absent", c) for c in absent])
+            (offer, [(_kind(c), c) for c in fitting] + [("near_absent", c) for c in absent])
         )
     for case in domain.cases:
         if id(case) not in served:
-            chosen.append((_list_for(case, domain, dice), [(_kind(case), case)]))
+            chosen.append((_list_for(case, domain, dice, (0, 0, 1)), [(_kind(case), case)]))
     return chosen
 
 
 def _heldout_lists(
     domain: Domain, dice: random.Random
 ) -> list[tuple[tuple[str, ...], list[Named]]]:
-    """Every held-out case once, in a list of its own of 2 to 5 tools; a quarter of the calls again with the needed tool taken out."""
+    """Every held-out case once, in a list of its own of 2 to 5 tools; a quarter of the calls again
+    with the needed tool taken out.
+    """
     chosen: list[tuple[tuple[str, ...], list[Named]]] = []
     for number, case in enumerate(domain.cases):
-        offer = _list_for(case, domain, dice)
+        offer = _list_for(case, domain, dice, (1, 2, 3, 4))
         chosen.append((offer, [(_kind(case), case)]))
         if "no" in case and number % 4 == 0:
             able = [n for n in domain.tools if n not in _needs(case) | set(case.get("could", []))]
@@ -193,12 +213,15 @@ def _heldout_lists(
     return chosen
 
 
-def _list_for(case: Record, domain: Domain, dice: random.Random) -> tuple[str, ...]:
+def _list_for(
+    case: Record, domain: Domain, dice: random.Random, extra_tools: Sequence[int]
+) -> tuple[str, ...]:
+    """A list with the tools that a case is about and some more of its domain."""
     wanted = (
         set(case.get("near", [])[:1]) | ({case["ask"]} if "ask" in case else set()) | _needs(case)
     )
     rest = [n for n in domain.tools if n not in wanted and n not in case.get("could", [])]
-    extra = dice.sample(rest, min(len(rest), dice.choice((1, 2, 3, 4))))
+    extra = dice.sample(rest, min(len(rest), dice.choice(extra_tools)))
     names = [*wanted, *extra]
     names.sort(key=list(domain.tools).index)
     dice.shuffle(names)

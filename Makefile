@@ -1,0 +1,42 @@
+# make run    the main job: prove, teach and prove again, on a small model (ARGS="train.epochs=2")
+# make test   ruff, mypy and every test (ARGS="-k merge")
+# Needs make and Python 3.11 or newer; both set themselves up in .venv, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.DELETE_ON_ERROR:
+.PHONY: help run test lint clean
+
+help:
+	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
+
+run: $(VENV)/.ready-run
+	$(BIN)/smollora run $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, so that nothing else chooses another build of it.
+$(VENV)/.ready-run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "smollora needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready-run pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	touch $@
