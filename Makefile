@@ -12,13 +12,13 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: help run test lint clean
 
 help:
-	@sed -n 's/^# //p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,3s/^# //p' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.ready-run
 	$(BIN)/smollora run $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/pytest $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

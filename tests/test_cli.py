@@ -38,7 +38,7 @@ from tiny_runs import (
     write_rows,
 )
 
-VERBS = "run inspect prepare verify mix train merge probe report eval".split()
+VERBS = [*pipeline.STAGES, "run", "eval"]
 BEFORE_TRAIN = ("inspect", "prepare", "verify", "mix")
 
 
@@ -119,7 +119,7 @@ def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
 def test_help_names_every_verb() -> None:
     said = smollora("--help")
     assert said.code == 0
-    assert re.findall(r"^  (\w+)  +\w", said.out, re.MULTILINE) == VERBS
+    assert set(re.findall(r"^  (\w+)  +\w", said.out, re.MULTILINE)) == set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)

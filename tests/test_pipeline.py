@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def test_training_goes_on_past_its_epochs_only_while_the_validation_loss_falls(
     place.go("train", **settings)
     losses = place.summary("train")["epoch_losses"]
     assert 2 <= len(losses) <= 5
-    falling = [after < before for before, after in zip(losses, losses[1:], strict=False)]
+    falling = [after < before for before, after in pairwise(losses)]
     assert all(falling[:-1])
     assert len(losses) == 5 or not falling[-1]
 

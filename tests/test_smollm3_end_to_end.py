@@ -147,6 +147,8 @@ def make_model(folder: Path) -> Path:
         layers=4,
         vocabulary=128256,
         no_rope_layers=[1, 1, 1, 0],
+        initializer_range=0.125,
+        embedding_std=0.4,
         bos_token_id=128000,
         eos_token_id=STOP,
         pad_token_id=PAD,
@@ -154,6 +156,9 @@ def make_model(folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer = smollm3_tokenizer()
     tokenizer.save_pretrained(folder)
+    published = json.loads((folder / "tokenizer_config.json").read_text())
+    published["clean_up_tokenization_spaces"] = True  # as published; it must not touch the JSON
+    (folder / "tokenizer_config.json").write_text(json.dumps(published))
     (folder / "chat_template.jinja").write_text(STOCK_LIKE, encoding="utf-8")
     generation = {"bos_token_id": 128000, "eos_token_id": STOP, "pad_token_id": PAD}
     sampled = {"temperature": 0.6, "top_p": 0.95, "do_sample": True}
@@ -222,10 +227,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         [
             f"model.source={folder / 'model'}",
             "mix.tool_share=0.6",
-            "train.embeddings=lora",
-            *("train.lr=1e-2", "train.epochs=60", "train.max_epochs=null", "train.rank=16"),
-            *("train.batch_tokens=2048", "train.dtype=float32", "train.compile='off'"),
-            "train.schedule=linear",
+            *("train.lr=1e-2", "train.epochs=60", "train.max_epochs=null"),
+            *("train.batch_tokens=1728", "train.dtype=float32", "train.compile='off'"),
             "merge.dtype=float32",
             *(f"probe.cases={make_cases(folder)}", "probe.max_new_tokens=96"),
             "probe.base_max_new_tokens=16",

@@ -66,11 +66,13 @@ def tiny_model(
     heads: int = 4,
     key_value_heads: int = 2,
     seed: int = 0,
+    embedding_std: float = 0.2,
     **more: Any,
 ) -> Any:
     """A causal language model of hidden size 64, float32, GQA, in evaluation mode.
 
-    The embedding is drawn wide enough (std 0.2) for logits of the size that trained models have.
+    The embedding is drawn wide enough for logits of the size that trained models have; the larger
+    the vocabulary, the wider it must be for any token to become likely.
     """
     if family == "smollm3":
         more = {"no_rope_layers": [1, 0] * (layers // 2), "max_window_layers": layers, **more}
@@ -90,9 +92,9 @@ def tiny_model(
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        model.get_input_embeddings().weight.normal_(0, 0.2)
+        model.get_input_embeddings().weight.normal_(0, embedding_std)
         if not tied:
-            model.get_output_embeddings().weight.normal_(0, 0.2)
+            model.get_output_embeddings().weight.normal_(0, embedding_std)
     return model.eval()
 
 

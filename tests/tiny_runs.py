@@ -65,7 +65,8 @@ def smollora(*arguments: object) -> Ended:
     out, err = io.StringIO(), io.StringIO()
     code = 0
     argv = ["smollora", *(str(argument) for argument in arguments)]
-    with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+    started = mock.patch.object(sys.modules["__main__"], "__package__", None)  # as a script
+    with mock.patch.object(sys, "argv", argv), started, redirect_stdout(out), redirect_stderr(err):
         try:
             cli.main()
         except SystemExit as end:

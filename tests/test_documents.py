@@ -1,0 +1,120 @@
+"""README and docs say what is there: commands, links, help, figures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from smollora.config import load_recipe
+from smollora.errors import ConfigError
+from smollora.templates.audit import CHECKS
+from tiny_runs import smollora
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "src").rglob("*.md"),
+    ]
+)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+VERBS = set(re.findall(r"^  (\w+)  +\w", smollora("--help").out, re.MULTILINE))
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def code(text: str) -> list[str]:
+    """What stands in backticks and in fenced blocks."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [*blocks, *re.findall(r"`([^`]+)`", rest)]
+
+
+@every_page
+def test_every_command_that_is_named_exists(page: Path) -> None:
+    found = re.findall(
+        r"(?:^|\s)smollora ([a-z]\w*)", "\n".join(code(page.read_text(encoding="utf-8")))
+    )
+    assert set(found) <= VERBS
+
+
+def test_the_readme_names_the_commands_that_there_are() -> None:
+    stages = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    assert stages <= VERBS
+    assert stages | {"run", "eval"} == VERBS
+
+
+def test_the_help_in_the_readme_is_the_help_of_the_command() -> None:
+    shown = re.search(r"<!-- smollora --help -->\n```\n(.*?)\n```", README, re.DOTALL)
+    assert shown
+    assert shown[1] == smollora("--help").out.strip()
+
+
+@every_page
+def test_every_recipe_key_that_is_named_exists(page: Path) -> None:
+    text = "\n".join(code(page.read_text(encoding="utf-8")))
+    recipe = load_recipe("starter")
+    for section, key in re.findall(r"\b(model|prepare|mix|train|merge|probe)\.([a-z_]+)\b", text):
+        if key in ("md", "yaml", "py"):
+            continue
+        assert hasattr(getattr(recipe, section), key), f"{section}.{key}"
+
+
+@every_page
+def test_every_override_in_a_command_is_accepted(page: Path) -> None:
+    for line in "\n".join(code(page.read_text(encoding="utf-8"))).splitlines():
+        command = re.match(r"smollora \w+ (\w+) ((?:[a-z_.]+=\S+ ?)+)", line)
+        if command:
+            load_recipe(command[1], command[2].split())
+
+
+def test_the_recipe_in_the_readme_is_one(tmp_path: Path) -> None:
+    shown = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert shown
+    (tmp_path / "mine.yaml").write_text(shown[1], encoding="utf-8")
+    try:
+        assert load_recipe(tmp_path / "mine.yaml").name == "mine"
+    except ConfigError as error:
+        pytest.fail(str(error))
+
+
+@every_page
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page if not name else page.parent / name
+        assert path.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in heads}
+
+
+def test_every_path_in_the_contributing_guide_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:src|tests|docs|\.ci)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_checks_that_the_readme_names_are_checks_of_the_audit() -> None:
+    table = README[README.index("## When it does not work") : README.index("## Limits")]
+    checks = {check.__name__ for check in CHECKS}
+    named = set(re.findall(r"`([a-z]+_[a-z_]+)`", table))
+    others = {"tool_calls", "base_stock", "spelled_out", "date_string"}
+    assert named - others - {"tied_before", "tied_after"} <= checks
+    assert len(named & checks) >= 7
+
+
+@every_page
+def test_no_figure_is_left_to_be_filled_in(page: Path) -> None:
+    assert re.findall(r"TODO_FIGURE\(\w+\)", page.read_text(encoding="utf-8")) == []
+
+
+@every_page
+def test_a_page_has_no_line_of_trailing_spaces(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [number for number, line in enumerate(lines, 1) if line != line.rstrip()] == []
