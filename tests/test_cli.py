@@ -229,12 +229,12 @@ BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "half a surrogate pair": (
         b'{"messages": [{"role": "user", "content": "\\ud800"},'
         b' {"role": "assistant", "content": "x"}]}',
-        "lone_surrogate",
+        "bad_unicode",
     ),
     "a delimiter typed in an answer": (
         b'{"messages": [{"role": "user", "content": "hi"},'
         b' {"role": "assistant", "content": "I would write <tool_call> here."}]}',
-        "token_in_answer",
+        "tag_in_answer",
     ),
 }
 

@@ -23,7 +23,7 @@ LEVELS = {
     **dict.fromkeys(("formats", "config", "runs"), 1),
     **dict.fromkeys(("tokens", "templates", "render", "verify"), 2),
     "data": 3,
-    **dict.fromkeys(("models", "attention", "memory", "train", "merge", "generate"), 4),
+    **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
     **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat"), 5),
     "report": 6,
     **dict.fromkeys(("cli", "stages", "pipeline", "plan", "inspection", "progress"), 7),

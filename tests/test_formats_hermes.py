@@ -1,4 +1,4 @@
-"""The hermes format on ids: what is shown is what was published, and every attempt keeps its status."""
+"""The hermes format on ids: written as published, and every attempt keeps its status."""
 
 from __future__ import annotations
 

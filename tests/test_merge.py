@@ -191,7 +191,7 @@ def test_bfloat16_falls_short_of_a_tolerance_that_it_cannot_reach(tmp_path: Path
     plan = plan_merge(base, adapter, tmp_path / "merged", "bfloat16")
     values = apply_merge(plan, PROOF, MergeSection(kl_at_most=1e-12))
     assert values["max_logit_difference_reloaded"] <= 1e-4
-    assert 0 < values["mean_kl_of_weights"]
+    assert values["mean_kl"] > 0
     assert not values["passed"]
 
 
@@ -296,7 +296,6 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
         load_live(plan)
 
 
-@pytest.mark.xfail(strict=True, reason="reported: an absent key is read as tied for every family")
 def test_a_config_that_says_nothing_about_tying_means_its_familys_default(tmp_path: Path) -> None:
     """True for SmolLM3, False for Llama and Mistral: what transformers would load."""
     from smollora.models import read_architecture

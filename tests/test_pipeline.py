@@ -37,6 +37,7 @@ from tiny_runs import (
 )
 
 ALL = list(STAGES)
+STAGES_AS_THEY_ARE = dict(STAGES)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -225,7 +226,7 @@ def test_training_goes_on_past_its_epochs_only_while_the_validation_loss_falls(
     place = fresh()
     settings = {"train__max_epochs": 5, "train__lr": 1e-3, "prepare__validation_share": 0.3}
     place.go("train", **settings)
-    losses = place.summary("train")["epoch_losses"]
+    losses = place.summary("train")["validation_losses"]
     assert 2 <= len(losses) <= 5
     falling = [after < before for before, after in pairwise(losses)]
     assert all(falling[:-1])
@@ -357,9 +358,19 @@ def test_a_stage_alone_runs_what_it_needs_and_nothing_after_it(
     assert place.go("verify") == (["verify"], ["inspect", "prepare"])
 
 
-def test_what_follows_a_stage_that_wrote_something_else_alone_runs_again(place: Place) -> None:
+def test_what_follows_a_stage_that_wrote_something_else_alone_runs_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise the merged model is one of the adapter of before."""
-    assert place.go("train")[0] == ["train"]
+
+    def otherwise(run: Run) -> dict[str, Any]:
+        values = STAGES_AS_THEY_ARE["train"](run)
+        grow(run.folder / "train" / "adapter" / "adapter_config.json")
+        return values
+
+    with monkeypatch.context() as patch:
+        patch.setitem(pipeline.STAGES, "train", otherwise)
+        assert place.go("train")[0] == ["train"]
     assert place.go() == (later("merge"), ALL[: ALL.index("merge")])
 
 

@@ -29,7 +29,8 @@ OPEN, CLOSE, STOP, PAD = 128015, 128016, 128012, 128004
 the tokenizer, which pads with the stop token."""
 
 STOCK_LIKE = """\
-{%- set reasoning_mode = "/think" if enable_thinking is not defined or enable_thinking else "/no_think" -%}
+{%- set thinks = enable_thinking is not defined or enable_thinking -%}
+{%- set reasoning_mode = "/think" if thinks else "/no_think" -%}
 {{- "<|im_start|>system\\n## Metadata\\n\\nToday Date: " ~ strftime_now("%d %B %Y") ~ "\\n" -}}
 {{- "Reasoning Mode: " ~ reasoning_mode ~ "\\n\\n## Custom Instructions\\n\\nHelp.\\n\\n" -}}
 {%- if tools -%}
@@ -368,7 +369,8 @@ def test_transformers_alone_gets_the_call_out_of_the_merged_folder(finished: Fin
     assert said[0] == OPEN
     assert said[-2:] == [CLOSE, STOP]
     assert tokenizer.decode(said) == (
-        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Faro"}}\n</tool_call><|im_end|>'
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Faro"}}\n</tool_call>'
+        "<|im_end|>"
     )
 
 

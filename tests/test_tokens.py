@@ -1,4 +1,4 @@
-"""Token facts come from the tokenizer at hand: ids, single or not, special or not, what ends a turn."""
+"""Token facts come from the tokenizer at hand: ids, single or special or not, what ends a turn."""
 
 from __future__ import annotations
 

@@ -213,7 +213,6 @@ def test_a_planted_fault_is_found_by_its_check(fault: str) -> None:
         assert row.trained[found.at]
 
 
-@pytest.mark.xfail(strict=True, reason="reported: True == 1 == 1.0 in Python")
 @pytest.mark.parametrize("value", ["1", "1.0"])
 def test_true_is_not_one(value: str) -> None:
     row = replaced(rendered(), ids(BODY), ids(BODY.replace("true", value)))

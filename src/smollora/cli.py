@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,12 @@ def _split(recipe: str, overrides: list[str] | None) -> tuple[str, list[str]]:
     return recipe, given
 
 
+def _console(quiet: bool, *, stderr: bool = False) -> Console:
+    """Lines are wrapped on a terminal only: in a file or a pipe one line stays one line."""
+    console = Console(quiet=quiet, stderr=stderr)
+    return console if console.is_terminal else Console(quiet=quiet, stderr=stderr, width=240)
+
+
 def _execute(
     verb: str,
     recipe: str,
@@ -64,7 +71,7 @@ def _execute(
 
     recipe, given = _split(recipe, overrides)
     resolved = load_recipe(recipe, given)
-    console = Console(quiet=quiet or as_json, stderr=as_json)
+    console = _console(quiet or as_json, stderr=as_json)
     run = Run(resolved, runs / (name or resolved.name), console)
     stages = list(STAGES) if verb == "run" else [verb]
     forced = list(force or []) + ([verb] if verb != "run" and not force else [])
@@ -199,7 +206,7 @@ def evaluate(
 
     which, given = _split(recipe, overrides)
     resolved = load_recipe(which, given)
-    console = Console(quiet=quiet or as_json, stderr=as_json)
+    console = _console(quiet or as_json, stderr=as_json)
     run = Run(resolved, runs / (name or resolved.name), console)
     start = time.monotonic()
     found = ask_suites(
@@ -222,6 +229,7 @@ def evaluate(
 
 def main() -> None:
     """Entry point: 0 passed, 1 a gate fell short, 2 the person must act, 130 interrupted."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app(standalone_mode=False)
     except GateFailed as error:

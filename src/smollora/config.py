@@ -192,7 +192,7 @@ class MergeSection(Section):
         default=1e-3,
         description="Mean KL divergence of the saved model from the live adapter, nats.",
     )
-    positions: int = Field(default=2000, ge=1, description="Positions that the proof compares.")
+    positions: int = Field(default=800, ge=1, description="Positions that the proof compares.")
 
 
 class ProbeSection(Section):

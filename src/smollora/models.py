@@ -165,7 +165,9 @@ def _sha256(path: Path) -> str:
 def _convert_gguf(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
@@ -242,6 +244,21 @@ def read_stop_ids(folder: Path) -> tuple[int, ...]:
     return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
+def ties_embeddings(folder: Path) -> bool:
+    """True if input embedding and head are one tensor; an absent key means the family's default.
+
+    SmolLM3's default is to tie, Llama's and Mistral's is not to.
+    """
+    config = read_config(folder)
+    if "tie_word_embeddings" in config:
+        return bool(config["tie_word_embeddings"])
+    from transformers import CONFIG_MAPPING
+
+    family = config.get("model_type")
+    default = CONFIG_MAPPING[family]() if family in CONFIG_MAPPING else None
+    return bool(getattr(default, "tie_word_embeddings", True))
+
+
 def read_architecture(folder: Path) -> dict[str, Any]:
     """The architecture in true words, from config.json and the headers of the weight files (nothing
     is loaded).
@@ -263,7 +280,7 @@ def read_architecture(folder: Path) -> dict[str, Any]:
         if rotary
         else [],
         "vocabulary": config.get("vocab_size"),
-        "tied_embeddings": bool(config.get("tie_word_embeddings", True)),
+        "tied_embeddings": ties_embeddings(folder),
         "context": config.get("max_position_embeddings"),
         "yarn_factor": scaling.get("factor")
         if scaling.get("rope_type", scaling.get("type")) == "yarn"
@@ -319,8 +336,6 @@ def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool
             f"cannot load the model in {folder}: {str(error).splitlines()[0][:200]}",
             "check that config.json and the weights belong together",
         ) from error
-    finally:
-        logging.enable_progress_bar()
     return model.eval()
 
 

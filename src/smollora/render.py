@@ -13,6 +13,7 @@ If P is not a prefix of T the row is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,11 +121,27 @@ class Renderer:
         """Rendered text with its spans: one for a stable template, one per trained turn for one
         that rewrites history.
         """
+        tag = self._tag_in_answers(conversation)
+        if tag is not None:
+            return _refuse(conversation, "tag_in_answer", f"an answer holds {tag} as text")
         turns = as_openai(conversation.messages)
         try:
             return self._text(conversation, turns)
         except TemplateError as error:
             return _refuse(conversation, "template_error", error.message)
+
+    def _tag_in_answers(self, conversation: Conversation) -> str | None:
+        """A delimiter or stop token that an answer spells: it would become the real token."""
+        tags = (self.facts.open.text, self.facts.close.text, *self.facts.stop_texts)
+        for message in conversation.messages:
+            if message.role != "assistant":
+                continue
+            said = [message.content, message.reasoning]
+            said += [json.dumps(dict(call.arguments), ensure_ascii=False) for call in message.calls]
+            found = next((tag for tag in tags for text in said if tag and tag in text), None)
+            if found is not None:
+                return found
+        return None
 
     def _text(
         self, conversation: Conversation, turns: list[dict[str, Any]]
@@ -133,7 +150,7 @@ class Renderer:
         whole = self._render(turns, tools)
         spans: list[Span] = []
         alone: list[RenderedText] = []
-        owned = 0
+        owned = first = 0
         for index, message in enumerate(conversation.messages):
             if message.role != "assistant":
                 continue
@@ -154,11 +171,13 @@ class Renderer:
                     f" {' or '.join(self.facts.stop_texts)}",
                 )
             if whole.startswith(until[:end]):
-                spans.extend(_owners(whole, owned, len(prompt), conversation.messages, index))
+                spans.extend(
+                    _owners(whole, owned, len(prompt), conversation.messages, first, index)
+                )
                 spans.append(Span(len(prompt), end, index, True))
-                owned = end
+                owned, first = end, index + 1
             else:
-                before = _owners(until, 0, len(prompt), conversation.messages, index)
+                before = _owners(until, 0, len(prompt), conversation.messages, 0, index)
                 span = Span(len(prompt), end, index, True)
                 alone.append(RenderedText(until[:end], (*before, span)))
         if not spans and not alone:
@@ -208,11 +227,11 @@ def _refuse(conversation: Conversation, reason: str, detail: str) -> Reject:
 
 
 def _owners(
-    text: str, start: int, end: int, messages: Sequence[Message], stop: int
+    text: str, start: int, end: int, messages: Sequence[Message], first: int, stop: int
 ) -> Iterator[Span]:
-    """Spans of message contents found in order in text[start:end], for messages before `stop`."""
+    """Spans of the contents of messages[first:stop], found in order in text[start:end]."""
     position = start
-    for index, message in enumerate(messages[:stop]):
+    for index, message in enumerate(messages[first:stop], first):
         content = message.content.strip()
         if message.role == "assistant" or not content:
             continue

@@ -25,8 +25,9 @@ from typing import Any
 from smollora.attention import use_tree_attention
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, BatchPlan, Row, build_batch, plan_batches
-from smollora.errors import ConfigError, SmolloraError
+from smollora.errors import ConfigError, ModelError, SmolloraError
 from smollora.memory import keep_freed_memory
+from smollora.schedule import Pace
 from smollora.types import PARTS
 
 HEAD_CHUNK = 256
@@ -170,6 +171,17 @@ def can_compile() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++"))
 
 
+def sliding_window(config: Any) -> int | None:
+    """Tokens that a model's windowed layers look back; None where every layer sees all."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return None
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    return int(window)
+
+
 class TreeLoss:
     """Weighted cross entropy of packed trees, with sums by part.
 
@@ -186,6 +198,7 @@ class TreeLoss:
         self.head = base.get_output_embeddings()
         self.dtype = getattr(torch, dtype)
         self.device = device
+        self.window = sliding_window(base.config)
         self.tree_attention = device == "cpu"
         if self.tree_attention:
             use_tree_attention(base)
@@ -198,6 +211,12 @@ class TreeLoss:
         from torch.nn import functional
         from torch.utils.checkpoint import checkpoint
 
+        longest = int(batch.position_ids.max()) + 1
+        if self.window is not None and longest > self.window:
+            raise ModelError(
+                f"a row of {longest} tokens is longer than the sliding window of {self.window}",
+                f"set prepare.max_length={self.window}",
+            )
         low = self.dtype != torch.float32
         where: dict[str, Any] = (
             {"segments": batch.segments}
@@ -241,9 +260,8 @@ class TreeLoss:
 class _Steps:
     """Iterable dataset of ready batches: one item = one optimiser step."""
 
-    def __init__(self, plan: BatchPlan, epochs: float, pad_id: int) -> None:
-        self.plan, self.epochs, self.pad_id = plan, epochs, pad_id
-        self.total = max(1, round(plan.steps * epochs))
+    def __init__(self, plan: BatchPlan, total: int, pad_id: int) -> None:
+        self.plan, self.total, self.pad_id = plan, total, pad_id
 
     def __len__(self) -> int:
         return self.total
@@ -283,7 +301,10 @@ def train_adapter(
     peft = attach_adapter(model, settings, token_ids).to(device)
     compute_rows_apart(peft)
     plan = plan_batches(rows, length=settings.batch_tokens, seed=settings.seed)
-    steps = _Steps(plan, settings.epochs, pad_id)
+    planned = max(1, round(plan.steps * settings.epochs))
+    most = max(planned, round(plan.steps * (settings.max_epochs or settings.epochs)))
+    pace = Pace(plan.steps, planned, most, round(settings.warmup * planned), settings.schedule)
+    steps = _Steps(plan, most, pad_id)
     loss_of = TreeLoss(peft, dtype, device)
     compiled = settings.compile == "on" or (
         settings.compile == "auto" and can_compile() and len(steps) >= 40
@@ -313,6 +334,10 @@ def train_adapter(
             self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), eps=1e-8)
             return self.optimizer
 
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, pace.factor)
+            return self.lr_scheduler
+
         def get_train_dataloader(self) -> Any:
             return torch.utils.data.DataLoader(
                 steps, batch_size=1, shuffle=False, collate_fn=lambda items: {"batch": items[0]}
@@ -331,9 +356,10 @@ def train_adapter(
                     f" (lr {logs.get('learning_rate')}, rows {names})",
                     "lower train.lr, or set train.dtype=float32",
                 )
+            pace.note_loss(state.global_step, loss)
             report = StepReport(
                 step=state.global_step,
-                steps=len(steps),
+                steps=planned if state.global_step <= planned else len(steps),
                 loss=loss,
                 lr=float(logs.get("learning_rate", settings.lr)),
                 tokens=batch.real_tokens,
@@ -359,13 +385,20 @@ def train_adapter(
             if on_step:
                 on_step(report)
 
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            step = state.global_step
+            if most == planned or not validation:
+                return
+            if step % plan.steps == 0 or step == planned:
+                loss, _parts = evaluate_loss(loss_of, validation, settings, pad_id)
+                if pace.note_validation(step, loss):
+                    control.should_training_stop = True
+
     arguments = TrainingArguments(
         output_dir=str(out / "trainer"),
-        max_steps=len(steps),
+        max_steps=len(steps) if validation else planned,
         per_device_train_batch_size=1,
         learning_rate=settings.lr,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=round(settings.warmup * len(steps)),
         max_grad_norm=settings.clip,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -398,7 +431,9 @@ def train_adapter(
     row_tokens = sum(entry["row_tokens"] for entry in curve)
     summary = {
         "steps": len(curve),
-        "epochs": settings.epochs,
+        "epochs": round(len(curve) / plan.steps, 3),
+        "events": pace.events,
+        "validation_losses": pace.validation,
         "tokens": tokens,
         "row_tokens": row_tokens,
         "labelled_tokens": sum(entry["labelled"] for entry in curve),

@@ -8,6 +8,7 @@ parser gives exactly the calls of the row.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,6 +101,11 @@ def check_delimiters(row: Rendered, start: int, end: int, wanted: int, facts: To
     return Check("delimiters", True)
 
 
+def _as_json(call: ToolCall) -> str:
+    """Arguments as text that tells true from 1 and 1 from 1.0, as Python's `==` does not."""
+    return json.dumps(dict(call.arguments), sort_keys=True)
+
+
 def check_round_trip(
     row: Rendered,
     start: int,
@@ -116,7 +122,7 @@ def check_round_trip(
             return Check("round_trip", False, f"{attempt.status}: {attempt.raw[:80]!r}", at)
         if index < len(wanted) and (
             attempt.call.name != wanted[index].name
-            or dict(attempt.call.arguments) != dict(wanted[index].arguments)
+            or _as_json(attempt.call) != _as_json(wanted[index])
         ):
             detail = f"reads back as {attempt.call.name} {str(dict(attempt.call.arguments))[:80]}"
             return Check("round_trip", False, detail, at)

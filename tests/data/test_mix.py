@@ -1,4 +1,4 @@
-"""The mix holds the shares that were asked for, the same ones every time, and says what they were."""
+"""The mix holds the shares that were asked for, every time alike, and says what they were."""
 
 from __future__ import annotations
 

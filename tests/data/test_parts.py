@@ -79,10 +79,10 @@ def test_a_token_weighs_what_its_part_weighs_and_nothing_outside_the_label() -> 
     assert weighted.token_ids == made.token_ids
 
 
-def test_the_first_token_of_an_answer_has_its_own_weight_where_tools_are_on_offer() -> None:
+def test_the_first_word_has_its_own_weight_where_tools_are_on_offer() -> None:
     made = row()
-    plain = training_row(made, FACTS, TOKENIZER, PartWeights(first=9), has_tools=False)
-    decided = training_row(made, FACTS, TOKENIZER, PartWeights(first=9), has_tools=True)
+    plain = training_row(made, FACTS, TOKENIZER, PartWeights(first_word=9), has_tools=False)
+    decided = training_row(made, FACTS, TOKENIZER, PartWeights(first_word=9), has_tools=True)
     assert set(plain.weights) == {0.0, 1.0}
     starts = [
         index
@@ -91,3 +91,12 @@ def test_the_first_token_of_an_answer_has_its_own_weight_where_tools_are_on_offe
     ]
     assert len(starts) == 2
     assert [i for i, weight in enumerate(decided.weights) if weight == 9] == starts
+
+
+def test_an_answer_that_begins_with_a_call_has_no_first_word() -> None:
+    tokens = TOKENIZER.encode('<tool_call>\n{"name": "rain", "arguments": {}}\n</tool_call>')
+    made = Rendered("a", (1, *tokens), (0,) * (1 + len(tokens)), (False, *[True] * len(tokens)))
+    weights = PartWeights(first_word=9, open=4)
+    weighted = training_row(made, FACTS, TOKENIZER, weights, has_tools=True).weights
+    assert weighted[:2] == (0.0, 4.0)
+    assert 9 not in weighted

@@ -352,7 +352,6 @@ def test_an_odd_row_of_messages_is_refused_with_its_reason(oddity: str) -> None:
     assert refused(record).reason == reason
 
 
-@pytest.mark.xfail(strict=True, reason="reported: TypeError instead of a Reject")
 @pytest.mark.parametrize("calls", [5, True, 1.5])
 def test_tool_calls_that_are_no_list_are_refused(calls: Any) -> None:
     refused(chat(ASKED, {"role": "assistant", "content": "Hm.", "tool_calls": calls}))
@@ -413,7 +412,6 @@ NO_JSON = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="reported: these reach the template or crash later")
 @pytest.mark.parametrize("value", NO_JSON)
 def test_arguments_that_json_cannot_hold_are_refused(value: str) -> None:
     refused(answered(f"<tool_call>{NO_JSON[value]}</tool_call>", tools=(OPEN_TOOL,)))
@@ -425,7 +423,6 @@ def test_a_python_tuple_is_a_list_in_the_call_that_is_trained() -> None:
     assert json.loads(json.dumps(call.arguments)) == {"what": [1, 2]}
 
 
-@pytest.mark.xfail(strict=True, reason="reported: the tokenizer raises TypeError on them")
 @pytest.mark.parametrize(
     "record",
     [
@@ -481,7 +478,6 @@ def test_a_json_file_is_one_list(tmp_path: Path) -> None:
         list(read_rows(path))
 
 
-@pytest.mark.xfail(strict=True, reason="reported: RecursionError with a traceback")
 def test_a_json_file_nested_past_all_limits_is_one_clear_message(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text("[" * 100_000)

@@ -41,8 +41,9 @@ class Row:
 
     @property
     def first_trained(self) -> int:
-        """Index of the first trained token."""
-        return next(i for i, weight in enumerate(self.weights) if weight > 0)
+        """Index of the first trained token; the length of the row if all weigh nothing."""
+        trained = (i for i, weight in enumerate(self.weights) if weight > 0)
+        return next(trained, len(self.token_ids))
 
 
 @dataclass(frozen=True, slots=True)

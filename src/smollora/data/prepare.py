@@ -81,7 +81,7 @@ def prepare_rows(
                 else:
                     rows.extend(_prepared(*outcome, source.kind))
             if section.strict and rejects:
-                first = rejects[0]
+                first = min(rejects, key=lambda reject: reject.row)
                 raise DataError(
                     f"row {first.row} of {first.source}: {first.reason}: {first.detail}",
                     "mend the row, or run without prepare.strict to count such rows and go on",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ ROLES: dict[str, Role] = {
     "tool": "tool",
     "observation": "tool",
 }
+MAX_DEPTH = 64
+"""Deeper arguments and schemas are refused: no tool needs them, and recursion has limits."""
 CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 RESULT = re.compile(r"<tool_response>\s*(.*?)\s*</tool_response>", re.DOTALL)
 TOOLS_BLOCK = re.compile(
@@ -70,6 +73,7 @@ def read_conversation(record: Any, source: str, row: int) -> Conversation | Reje
             )
         identity = str(record.get("id") or f"{source}-{row}")
         conversation = Conversation(identity, source, tuple(messages), tuple(tools))
+        check_plain(conversation)
         check_conversation(conversation)
         return conversation
     except Refused as refused:
@@ -89,7 +93,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     if path.suffix == ".json":
         try:
             rows = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path} is not valid JSON: {error}", "use .jsonl for one row a line"
             ) from error
@@ -210,7 +214,10 @@ def _read_messages(record: Mapping[str, Any]) -> tuple[list[Message], list[ToolS
         if role is None:
             raise Refused("unknown_role", f'role "{turn.get("role")}"')
         calls = []
-        for call in turn.get("tool_calls") or ():
+        listed = turn.get("tool_calls") or ()
+        if not isinstance(listed, (list, tuple)):
+            raise Refused("bad_call", f"tool_calls is no list: {str(listed)[:80]}")
+        for call in listed:
             function = call.get("function", call) if isinstance(call, Mapping) else {}
             if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
                 raise Refused("call_without_name", f"{str(call)[:80]}")
@@ -262,6 +269,49 @@ def read_tools(value: Any) -> list[ToolSpec]:
             raise Refused("bad_tools", f"{function['name']}: parameters are not an object")
         tools.append(ToolSpec(function["name"], str(function.get("description") or ""), parameters))
     return tools
+
+
+def check_plain(conversation: Conversation) -> None:
+    """Refuse what JSON or UTF-8 cannot hold: the template or the tokenizer would fail on it later.
+
+    Raises:
+        Refused: sets, bytes, NaN, keys that are no text, deep nesting, half of a surrogate pair.
+    """
+    for message in conversation.messages:
+        for text in (message.content, message.reasoning):
+            _check_encodes(text)
+        for call in message.calls:
+            _check_json(dict(call.arguments), call.name)
+    for tool in conversation.tools:
+        _check_encodes(tool.name + tool.description)
+        _check_json(dict(tool.parameters), tool.name)
+
+
+def _check_encodes(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Refused("bad_unicode", f"half of a surrogate pair at {error.start}") from None
+
+
+def _check_json(value: Any, where: str, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise Refused("too_deep", f"{where}: nested more than {MAX_DEPTH} deep")
+    if isinstance(value, str):
+        _check_encodes(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise Refused("not_json", f"{where}: the key {key!r} is no text")
+            _check_encodes(key)
+            _check_json(item, where, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_json(item, where, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise Refused("not_json", f"{where}: {value} is no JSON number")
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise Refused("not_json", f"{where}: a {type(value).__name__} is nothing that JSON has")
 
 
 def check_conversation(conversation: Conversation) -> None:

@@ -180,11 +180,12 @@ def read_cases(path: Path) -> list[EvalCase]:
 
 
 def limit_per_category(cases: Iterable[EvalCase], limit: int | None) -> list[EvalCase]:
-    """The first `limit` cases of each category, order kept."""
-    seen: dict[str, int] = {}
-    kept = []
+    """At most `limit` cases of each category, spread evenly over it: domains stand in blocks."""
+    by_category: dict[str, list[EvalCase]] = {}
     for case in cases:
-        seen[case.category] = seen.get(case.category, 0) + 1
-        if limit is None or seen[case.category] <= limit:
-            kept.append(case)
+        by_category.setdefault(case.category, []).append(case)
+    kept: list[EvalCase] = []
+    for group in by_category.values():
+        count = len(group) if limit is None else min(limit, len(group))
+        kept.extend(group[place * len(group) // count] for place in range(count))
     return kept

@@ -1,0 +1,86 @@
+"""The pace of training: learning-rate factor, halving on a spike, further epochs while it pays.
+
+In: step numbers, losses, validation losses. Out: factors and decisions, each kept as an event that
+the summary shows. Pure Python, so that it can be tested without training. The plan behind it: three
+epochs, up to five while the validation loss still falls, half the learning rate on a spike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+SPIKE = 3.0
+"""A loss this many times the median of the recent ones is a spike; steps of mixed rows differ by
+less."""
+RECENT = 50
+"""Steps that the median is taken over; after a spike as many pass before the next one counts."""
+SETTLED = 20
+"""Steps before which nothing is called a spike."""
+FLOOR = 0.1
+"""Smallest factor where epochs may be added, so that they still teach something."""
+
+
+@dataclass
+class Pace:
+    """Learning rate and length of one run."""
+
+    epoch_steps: int
+    planned: int
+    """Steps of the planned epochs."""
+    most: int
+    """Steps that may be taken at most; `planned` where no epochs may be added."""
+    warmup: int
+    shape: Literal["linear", "cosine", "constant"]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    halvings: int = 0
+    validation: list[float] = field(default_factory=list)
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    _quiet_until: int = SETTLED
+
+    def factor(self, step: int) -> float:
+        """Factor on the learning rate at `step`, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup * 0.5**self.halvings
+        done = min(1.0, (step - self.warmup) / max(1, self.planned - self.warmup))
+        value = {
+            "constant": 1.0,
+            "linear": 1 - done,
+            "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        }[self.shape]
+        if self.most > self.planned:
+            value = max(value, FLOOR)
+        return float(value * 0.5**self.halvings)
+
+    def note_loss(self, step: int, loss: float) -> bool:
+        """Tell a step's loss (steps from 1); True if it was a spike and the rate was halved."""
+        usual = median(self._recent) if self._recent else loss
+        self._recent.append(loss)
+        if step <= self._quiet_until or loss <= SPIKE * usual:
+            return False
+        self.halvings += 1
+        self._quiet_until = step + RECENT
+        self.events.append(
+            {"step": step, "event": "spike: learning rate halved", "loss": loss, "usual": usual}
+        )
+        return True
+
+    def note_validation(self, step: int, loss: float | None) -> bool:
+        """Tell the validation loss after an epoch; True if training is to stop here.
+
+        The planned epochs are always taken; a further one only if the loss fell in the last.
+        """
+        falls = loss is not None and (not self.validation or loss < self.validation[-1])
+        if loss is not None:
+            self.validation.append(loss)
+        if step < self.planned:
+            return False
+        stop = not falls or step >= self.most
+        if not stop:
+            self.events.append(
+                {"step": step, "event": "validation loss falls: one more epoch", "loss": loss}
+            )
+        return stop
