@@ -4,11 +4,12 @@ that --help answers at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -44,7 +45,7 @@ Force = Annotated[
 def _split(recipe: str, overrides: list[str] | None) -> tuple[str, list[str]]:
     """`smollora run train.lr=1e-4` means the starter recipe with one override."""
     given = list(overrides or [])
-    if "=" in recipe and not recipe.endswith((".yaml", ".yml")):
+    if "=" in recipe and not recipe.endswith((".yaml", ".yml")) and ":" not in recipe.split("=")[0]:
         return "starter", [recipe, *given]
     return recipe, given
 
@@ -81,14 +82,15 @@ def _execute(
         summary = "probe" if verb == "run" else last
         typer.echo(json.dumps(run.read(summary), indent=2))
     if verb in ("run", "merge", "probe"):
-        raise_if_short(run)
+        raise_if_short(run, stages)
     if verb == "run":
         probe = run.read("probe")
         base, merged = probe["base"]["emission"], probe["merged"]["emission"]
         typer.echo(
             f"passed: before, {base['k']} of {base['n']} prompts that need a tool emitted the"
             f" opening token; after, {merged['k']} of {merged['n']}."
-            f" Report: {run.folder / 'report.html'}"
+            f" Report: {run.folder / 'report.html'}",
+            err=as_json,
         )
 
 
@@ -231,51 +233,45 @@ def main() -> None:
     """Entry point: 0 passed, 1 a gate fell short, 2 the person must act, 130 interrupted."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        app(standalone_mode=False)
+        interrupted = app(standalone_mode=False) == 130  # what typer makes of Ctrl-C
     except GateFailed as error:
         _complain("fell short", error)
         sys.exit(error.exit_code)
     except SmolloraError as error:
         _complain("error", error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        interrupted = True
+    except Exception as error:
+        _explain_or_raise(error)
+    if interrupted:
         print(
             "interrupted: finished stages are kept; the same command goes on from there",
             file=sys.stderr,
         )
         sys.exit(130)
-    except MemoryError:
-        print(
-            "error: out of memory\n  hint: lower train.batch_tokens or probe.batch_tokens",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except OSError as error:
-        if error.errno != 28:
-            raise
-        print(
-            "error: the disk is full\n  hint: free some space; finished stages are kept,"
-            " the same command goes on",
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except Exception as error:
-        _usage_or_raise(error)
 
 
-def _usage_or_raise(error: Exception) -> None:
-    """Usage errors of the command line exit with 2; everything else is our bug and shows its
-    traceback.
+def _explain_or_raise(error: Exception) -> NoReturn:
+    """Wrong usage, a full disk, too little memory: one message, exit 2. Everything else is our bug
+    and shows its traceback.
     """
-    import click
-
-    if isinstance(error, click.exceptions.Abort):
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    if isinstance(error, click.ClickException):
-        error.show()
-        sys.exit(2)
-    raise error
+    text = str(error)
+    out_of_memory = ("OutOfMemoryError", "MemoryError")
+    if hasattr(error, "format_message") and hasattr(error, "show"):
+        error.show()  # click's usage errors, of which typer carries a copy of its own
+    elif type(error).__name__ in out_of_memory or "can't allocate memory" in text:
+        hint = "lower train.batch_tokens or probe.batch_tokens"
+        _complain("error", SmolloraError("out of memory", hint))
+    elif getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        hint = "free some space; finished stages are kept, the same command goes on"
+        _complain("error", SmolloraError("the disk is full", hint))
+    elif isinstance(error, OSError) and error.strerror and error.filename:
+        hint = "check the path and who may write there, or choose another folder with --runs"
+        _complain("error", SmolloraError(f"{error.filename}: {error.strerror}", hint))
+    else:
+        raise error
+    sys.exit(2)
 
 
 def _complain(word: str, error: SmolloraError) -> None:

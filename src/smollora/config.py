@@ -14,11 +14,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from smollora.errors import ConfigError
 
 Embeddings = Literal["lora", "tool_tokens", "frozen"]
+RATES = (
+    "emission",
+    "valid_json",
+    "schema_valid",
+    "right_tool",
+    "right_call",
+    "stops_after_call",
+    "spelled_out",
+    "false_call",
+    "false_call_no_tools",
+    "false_call_irrelevant",
+    "false_call_near",
+)
+"""What the probe measures and a gate may name (probe.summarise)."""
 
 
 class Section(BaseModel):
@@ -226,6 +240,14 @@ class ProbeSection(Section):
         description="Rates of the merged model: at least, and for false calls at most.",
     )
 
+    @field_validator("gate")
+    @classmethod
+    def _names_rates(cls, gate: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(gate) - set(RATES))
+        if unknown:
+            raise ValueError(f"no rate is called {', '.join(unknown)}; rates: {', '.join(RATES)}")
+        return gate
+
 
 class Recipe(Section):
     """A whole run."""
@@ -260,7 +282,10 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
                 f"recipe {path} is not there",
                 "check the path, or use a shipped recipe: " + ", ".join(shipped_recipes()),
             )
-        text, where = path.read_text(encoding="utf-8"), str(path)
+        try:
+            text, where = path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"recipe {path} is not UTF-8: {error}", "save it as UTF-8") from error
     elif str(name_or_path) in shipped_recipes():
         text = (resources.files("smollora") / "recipes" / f"{name_or_path}.yaml").read_text(
             encoding="utf-8"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -294,17 +295,19 @@ def read_architecture(folder: Path) -> dict[str, Any]:
 
 def _count_parameters(folder: Path) -> int | None:
     """Parameters in the safetensors files of a folder; None without weights."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
     count = 0
     for path in files:
-        with safe_open(path, framework="numpy") as archive:
-            for name in archive.keys():  # noqa: SIM118 (safe_open is no dict)
-                size = 1
-                for length in archive.get_slice(name).get_shape():
-                    size *= length
-                count += size
+        try:
+            with safe_open(path, framework="numpy") as archive:
+                for name in archive.keys():  # noqa: SIM118 (safe_open is no dict)
+                    count += math.prod(archive.get_slice(name).get_shape())
+        except SafetensorError as error:
+            raise ModelError(
+                f"{path} is not a safetensors file: {error}", "fetch the model again"
+            ) from error
     return count if files else None
 
 

@@ -72,15 +72,17 @@ def _input_files(stage: str, recipe: Recipe) -> list[str]:
     paths: list[Path] = []
     if stage == "inspect":
         source = Path(recipe.model.source).expanduser()
-        paths += [
-            source / name for name in ("config.json", "tokenizer.json", "chat_template.jinja")
-        ]
+        paths += sorted([*source.glob("*.json"), *source.glob("*.jinja")])
         paths.append(Path(recipe.model.template).expanduser())
     if stage == "prepare":
         paths += [Path(source.path).expanduser() for source in recipe.prepare.sources]
     if stage == "probe":
         paths.append(Path(recipe.probe.cases).expanduser())
     hashes = [hash_file(path) for path in paths if path.is_file()]
+    if stage == "inspect":
+        weights = sorted(Path(recipe.model.source).expanduser().glob("*.safetensors"))
+        stats = [path.stat() for path in weights]
+        hashes += [f"{s.st_size} {s.st_mtime_ns}" for s in stats]  # gigabytes: not read for a key
     starter = stage == "prepare" and any(
         s.path.startswith("starter:") for s in recipe.prepare.sources
     )
@@ -107,6 +109,8 @@ def run_stages(run: Run, wanted: Sequence[str], *, force: Sequence[str] = ()) ->
     names = list(STAGES)
     last = max(names.index(name) for name in wanted)
     keys = stage_keys(run.recipe)
+    if last >= names.index("probe"):
+        stages.load_cases(run)  # a mistake there is cheaper found before training
     run.folder.mkdir(parents=True, exist_ok=True)
     write_whole(run.folder / "recipe.yaml", dump_recipe(run.recipe))
     _write_manifest(run, keys)
@@ -128,14 +132,33 @@ def _run_stage(run: Run, name: str, key: str) -> None:
     folder = run.folder / name
     (folder / ".done").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    before = _written(run, name)
     start = time.monotonic()
     values = STAGES[name](run)
     seconds = round(time.monotonic() - start, 2)
     summary = {"schema_version": SCHEMA_VERSION, "stage": name, "seconds": seconds, **values}
     if name != "report":
         write_json(folder / "summary.json", summary)
+    if _written(run, name) != before:
+        for later in list(STAGES)[list(STAGES).index(name) + 1 :]:
+            (run.folder / later / ".done").unlink(missing_ok=True)
     mark_done(folder, key)
-    run.console.print(f"{name:8s} {seconds:6.1f} s  {describe(name, values)}", highlight=False)
+    run.console.print(
+        f"{name:8s} {seconds:6.1f} s  {describe(name, values)}", highlight=False, soft_wrap=True
+    )
+
+
+def _written(run: Run, name: str) -> dict[str, str]:
+    """Hashes of the files that later stages read of this one; linked weights by size and time."""
+    folders = [run.folder / name, *([run.base] if name == "inspect" else [])]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return {
+        str(path): f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+        if path.is_symlink()
+        else hash_file(path)
+        for path in files
+        if path.name not in (".done", "summary.json")
+    }
 
 
 def describe(stage: str, values: dict[str, Any]) -> str:

@@ -82,6 +82,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there", "run the stage that writes it first") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not valid JSON: {error}", "delete its folder and run again"
+        ) from error
 
 
 def hash_of(*parts: Any) -> str:

@@ -171,7 +171,12 @@ def _choose_template(run: Run, stock: str | None, tokenizer: Any) -> tuple[str, 
     path = Path(wanted).expanduser()
     if not path.is_file():
         raise TemplateError(f"template file {path} is not there", "check model.template")
-    return path.read_text(encoding="utf-8"), True
+    try:
+        return path.read_text(encoding="utf-8"), True
+    except UnicodeDecodeError as error:
+        raise TemplateError(
+            f"template file {path} is not UTF-8: {error}", "save it as UTF-8"
+        ) from error
 
 
 def _link_weights(source: Path, folder: Path) -> None:
@@ -345,7 +350,11 @@ def train(run: Run) -> dict[str, Any]:
     rows_ids = [renderer.tokenizer.convert_tokens_to_ids(text) for text in RESULT_TAGS]
     added = run.read("inspect")["added_ids"]
     token_ids = added or [i for i in (facts.open.id, facts.close.id, *rows_ids) if i is not None]
-    model = load_model(run.base, dtype=compute_dtype(settings.dtype))
+    model = load_model(
+        run.base,
+        dtype=compute_dtype(settings.dtype),
+        trust_remote_code=run.recipe.model.trust_remote_code,
+    )
     folder = run.folder / "train"
     folder.mkdir(parents=True, exist_ok=True)
     with meter(run.console, "train", unit="steps") as shown:
@@ -402,12 +411,12 @@ def load_cases(run: Run) -> list[EvalCase]:
     from smollora.evaluate.cases import limit_per_category, read_cases, starter_cases
 
     section = run.recipe.probe
-    cases = (
-        starter_cases()
-        if section.cases == "starter:heldout"
-        else read_cases(Path(section.cases).expanduser())
-    )
-    return limit_per_category(cases, section.limit)
+    if section.cases == "starter:heldout":
+        return limit_per_category(starter_cases(), section.limit)
+    path = Path(section.cases).expanduser()
+    if not path.is_file():
+        raise DataError(f"the file of cases {path} is not there", "check probe.cases")
+    return limit_per_category(read_cases(path), section.limit)
 
 
 def probe(run: Run) -> dict[str, Any]:
@@ -427,12 +436,17 @@ def probe(run: Run) -> dict[str, Any]:
         ("base", run.base, renderer, cases, section.base_max_new_tokens),
         ("merged", run.merged, renderer, cases, section.max_new_tokens),
     ]
-    if stock and stock_cases:
-        under_stock = Renderer(stock, renderer.tokenizer, facts)
-        plan.insert(
-            1, ("base_stock", run.base, under_stock, stock_cases, section.base_max_new_tokens)
-        )
     values: dict[str, Any] = {"by_category": {}, "cases": len(cases)}
+    if stock and stock_cases:
+        try:
+            under_stock = Renderer(stock, renderer.tokenizer, facts)
+            for case in stock_cases:
+                under_stock.prompt_text(case.messages, case.tools)
+            plan.insert(
+                1, ("base_stock", run.base, under_stock, stock_cases, section.base_max_new_tokens)
+            )
+        except TemplateError as error:
+            values["stock_template_refuses"] = error.message
     records: list[dict[str, Any]] = []
     loaded: tuple[Path, Any] | None = None
     for name, folder, used, asked_cases, limit in plan:
@@ -474,21 +488,21 @@ def report(run: Run) -> dict[str, Any]:
     return {"path": path.name, "bytes": path.stat().st_size}
 
 
-def raise_if_short(run: Run) -> None:
-    """Raise what the finished stages say fell short.
+def raise_if_short(run: Run, stages: Sequence[str]) -> None:
+    """Raise what the finished ones among `stages` say fell short.
 
     Raises:
         GateFailed: the merge proof or the probe's gate did not hold.
     """
     short = []
-    if (run.folder / "merge" / "summary.json").is_file():
+    if "merge" in stages and (run.folder / "merge" / "summary.json").is_file():
         merged = run.read("merge")
         if not merged["passed"]:
             short.append(
                 f"merge: logits differ by {merged['max_logit_difference_reloaded']:.2g},"
                 f" top-1 agreement {merged['top1_agreement']:.2%}, KL {merged['mean_kl']:.2g}"
             )
-    if (run.folder / "probe" / "summary.json").is_file():
+    if "probe" in stages and (run.folder / "probe" / "summary.json").is_file():
         short.extend(run.read("probe")["reasons"])
     if short:
         raise GateFailed(

@@ -96,7 +96,7 @@ def prepare_rows(
     if not rows:
         raise DataError(
             f"none of {counted} rows is left: {_reasons(rejects)}",
-            "raise prepare.max_length if they are too long; rejected.jsonl names each row",
+            "raise prepare.max_length if they are too long; prepare.strict=true names the first",
         )
     return Prepared(tuple(rows), tuple(rejects), counted, shortened)
 
@@ -121,7 +121,7 @@ def _records(source: SourceSection, seed: int) -> Iterator[tuple[int, Any]]:
 
 def _hub_rows(name: str) -> Iterator[Any]:
     try:
-        from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
+        from datasets import load_dataset
     except ImportError as error:
         raise DataError(
             f"reading hub:{name} needs the package datasets",

@@ -72,6 +72,7 @@ def read_conversation(record: Any, source: str, row: int) -> Conversation | Reje
                 "unknown_form", f"neither conversations nor messages among {sorted(record)[:8]}"
             )
         identity = str(record.get("id") or f"{source}-{row}")
+        identity = identity.encode(errors="backslashreplace").decode()
         conversation = Conversation(identity, source, tuple(messages), tuple(tools))
         check_plain(conversation)
         check_conversation(conversation)
