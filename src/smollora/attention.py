@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smollora.errors import ModelError
+
 NAME = "smollora_tree"
 """What a model's attention implementation is set to."""
 
@@ -227,9 +229,20 @@ def _attention(
     *,
     segments: Tensor,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface."""
+    """transformers' attention interface.
+
+    Raises:
+        ModelError: the layer wants what a tree does not compute.
+    """
+    if softcap is not None or s_aux is not None:
+        raise ModelError(
+            "this model's attention has soft caps or sinks, which packed trees do not compute",
+            "train it with another trainer; inspect, prepare, verify and probe serve it as well",
+        )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key = (
         query.to(value.dtype),

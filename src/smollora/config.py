@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from smollora.errors import ConfigError
 
@@ -33,6 +33,11 @@ RATES = (
     "false_call_near",
 )
 """What the probe measures and a gate may name (probe.summarise)."""
+
+
+def _on_or_off(value: Any) -> Any:
+    """YAML 1.1 reads a bare on or off as a boolean."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Section(BaseModel):
@@ -182,7 +187,7 @@ class TrainSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="auto: bfloat16 where the hardware multiplies it fast."
     )
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
         default="auto",
         description="auto: where a C++ compiler is there and the run is long enough to repay it.",
     )

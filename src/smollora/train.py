@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from smollora.attention import NAME as TREE_ATTENTION
 from smollora.attention import use_tree_attention
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, BatchPlan, Row, build_batch, plan_batches
@@ -182,6 +183,31 @@ def sliding_window(config: Any) -> int | None:
     return int(window)
 
 
+def refuse_scaled_logits(model: Any) -> None:
+    """The loss is computed from head times hidden state: refuse a model whose logits are not that.
+
+    Granite divides its logits, Cohere multiplies them, Gemma caps them.
+
+    Raises:
+        ModelError: the logits of a few tokens are others.
+    """
+    import torch
+
+    if model.config._attn_implementation == TREE_ATTENTION:  # looked at before
+        return
+    device = model.get_input_embeddings().weight.device
+    token_ids = torch.arange(1, 9, device=device)[None]
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+        plain = model.get_output_embeddings()(hidden).float()
+        logits = model(input_ids=token_ids, use_cache=False).logits.float()
+    if (plain - logits).abs().max() > 0.02 * logits.abs().max():
+        raise ModelError(
+            f"{type(model).__name__} scales or caps its logits, which this trainer does not do",
+            "train it with another trainer; inspect, prepare, verify and probe serve it as well",
+        )
+
+
 class TreeLoss:
     """Weighted cross entropy of packed trees, with sums by part.
 
@@ -199,6 +225,7 @@ class TreeLoss:
         self.dtype = getattr(torch, dtype)
         self.device = device
         self.window = sliding_window(base.config)
+        refuse_scaled_logits(base)
         self.tree_attention = device == "cpu"
         if self.tree_attention:
             use_tree_attention(base)
@@ -471,10 +498,13 @@ def evaluate_loss(
     import torch
 
     sums = counts = torch.zeros(len(PARTS))
+    trains = loss_of.model.training
+    loss_of.model.eval()  # without dropout
     for batch in _batches(rows, settings, pad_id):
         with torch.no_grad():
             _, _, by_part, count = loss_of(batch)
         sums, counts = sums + by_part.cpu(), counts + count.cpu()
+    loss_of.model.train(trains)
     total = float(counts.sum())
     return (round(float(sums.sum()) / total, 4) if total else None), mean_by_part(sums, counts)
 

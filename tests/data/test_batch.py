@@ -147,7 +147,6 @@ SCALED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="reported: the loss is computed without them")
 @pytest.mark.parametrize("what", SCALED)
 def test_what_a_model_does_beside_head_and_attention_is_kept_or_refused(what: str) -> None:
     family, settings_of_it = SCALED[what]
@@ -158,7 +157,6 @@ def test_what_a_model_does_beside_head_and_attention_is_kept_or_refused(what: st
         assert refusal.hint
 
 
-@pytest.mark.xfail(strict=True, reason="reported: measured with dropout on")
 def test_the_validation_loss_is_the_mean_without_dropout_and_without_weights() -> None:
     rows = ROWS[:3]
     base = tiny_model("llama")
