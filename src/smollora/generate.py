@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from smollora.memory import keep_freed_memory
+from smollora.tokens import TokenFacts
 from smollora.types import Generation
 
 
@@ -144,3 +145,14 @@ class LocalGenerator:
             Generation(tuple(ids), "stop" if end == "stop" else "length", logprob)
             for ids, end, logprob in zip(produced, finish, opener, strict=True)
         ]
+
+
+def local_generator(model: Any, facts: TokenFacts, batch_tokens: int) -> LocalGenerator:
+    """A `LocalGenerator` that stops, pads and watches the opener as a tokenizer's facts say."""
+    return LocalGenerator(
+        model,
+        stop_ids=facts.stop_ids,
+        opener_id=facts.open.id,
+        pad_id=facts.padding_id,
+        batch_tokens=batch_tokens,
+    )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -241,8 +240,3 @@ def _write_manifest(run: Run, keys: dict[str, str]) -> None:
             "stages": keys,
         },
     )
-
-
-def clear(folder: Path) -> None:
-    """Remove a run folder."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -15,7 +15,6 @@ from smollora.evaluate.match import Rate, score_case, wilson
 from smollora.formats import ToolFormat
 from smollora.generate import Generator
 from smollora.render import Renderer
-from smollora.tokens import TokenFacts
 from smollora.types import CaseScore, EvalCase, Generation
 
 NO_TOOLS = ("no_tools",)
@@ -157,8 +156,3 @@ def reasons(verdicts: Mapping[str, Mapping[str, Any]]) -> list[str]:
         found = "no cases" if verdict["value"] is None else f"{verdict['value']:.1%}"
         lines.append(f"{name} {found}, wanted {word} {limit:.0%}")
     return lines
-
-
-def stock_renderer_facts(facts: TokenFacts, template_sha256: str) -> TokenFacts:
-    """The same token facts under another template."""
-    return facts.model_copy(update={"template_sha256": template_sha256})

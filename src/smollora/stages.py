@@ -374,7 +374,7 @@ def train(run: Run) -> dict[str, Any]:
             rows_of("validation"),
             settings,
             token_ids=token_ids,
-            pad_id=facts.pad_id if facts.pad_id is not None else facts.stop_ids[0],
+            pad_id=facts.padding_id,
             out=folder / "adapter",
             on_step=on_step,
         )
@@ -421,7 +421,7 @@ def load_cases(run: Run) -> list[EvalCase]:
 
 def probe(run: Run) -> dict[str, Any]:
     """The same questions to base and merged model, answered in token ids."""
-    from smollora.generate import LocalGenerator
+    from smollora.generate import local_generator
     from smollora.probe import ask, by_category, judge, reasons, summarise
 
     section = run.recipe.probe
@@ -453,13 +453,7 @@ def probe(run: Run) -> dict[str, Any]:
         if loaded is None or loaded[0] != folder:
             loaded = None
             loaded = (folder, load_model(folder))
-        generator = LocalGenerator(
-            loaded[1],
-            stop_ids=facts.stop_ids,
-            opener_id=facts.open.id,
-            pad_id=facts.pad_id if facts.pad_id is not None else facts.stop_ids[0],
-            batch_tokens=section.batch_tokens,
-        )
+        generator = local_generator(loaded[1], facts, section.batch_tokens)
         with meter(run.console, f"probe {name}", len(asked_cases), "prompts") as shown:
             asked = ask(
                 name,

@@ -50,6 +50,11 @@ class TokenFacts(BaseModel):
     template_sha256: str
 
     @property
+    def padding_id(self) -> int:
+        """What sequences are padded with: the pad token, else a stop token (padding is masked)."""
+        return self.pad_id if self.pad_id is not None else self.stop_ids[0]
+
+    @property
     def has_delimiters(self) -> bool:
         """True if both delimiters are one id each."""
         return self.open.single and self.close.single

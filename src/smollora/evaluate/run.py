@@ -64,7 +64,7 @@ def evaluate(
     Raises:
         DataError: the run has no merged model yet.
     """
-    from smollora.generate import LocalGenerator
+    from smollora.generate import local_generator
     from smollora.probe import ask, by_category
 
     folders = {"base": run.base, "merged": run.merged}
@@ -81,13 +81,7 @@ def evaluate(
     records: list[dict[str, Any]] = []
     for name in models:
         model = load_model(folders[name])
-        generator = LocalGenerator(
-            model,
-            stop_ids=facts.stop_ids,
-            opener_id=facts.open.id,
-            pad_id=facts.pad_id if facts.pad_id is not None else facts.stop_ids[0],
-            batch_tokens=section.batch_tokens,
-        )
+        generator = local_generator(model, facts, section.batch_tokens)
         limit_tokens = section.base_max_new_tokens if name == "base" else section.max_new_tokens
         for suite, cases in loaded.items():
             with meter(run.console, f"{suite} {name}", len(cases), "prompts") as shown:
