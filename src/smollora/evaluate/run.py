@@ -97,9 +97,7 @@ def evaluate(
             records.extend({**item.record, "suite": suite} for item in asked)
             for category, rates in by_category(asked).items():
                 if suite.startswith("bfcl:"):
-                    del rates[
-                        "right_call"
-                    ]  # BFCL's own checker judges arguments
+                    del rates["right_call"]  # BFCL's own checker judges arguments
                 found.setdefault(suite, {}).setdefault(category, {})[name] = rates
     folder = run.folder / "eval"
     write_jsonl(folder / "records.jsonl", records)
