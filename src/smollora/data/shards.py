@@ -151,7 +151,10 @@ class ShardWriter:
         trace: TracebackType | None,
     ) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with suppress(OSError):
+                self._parquet.close()
+            with suppress(OSError):
+                self._stream.close()
             self._stream = None
             with suppress(OSError):
                 os.unlink(self._temporary)

@@ -370,8 +370,8 @@ def finish(
     if not total.rows_rendered:
         raise nothing_left(total.rows_in, total.rejected or {})
     known = {place.shard(rank) for rank in ranks}
-    for path in shard_paths(place.rows):
-        if path not in known:
+    for path in place.rows.iterdir():
+        if path not in known:  # half a shard that a killed task left
             path.unlink()
     repeated: list[dict[str, Any]] = []
     if section.duplicates == "drop":
