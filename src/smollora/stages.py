@@ -47,6 +47,7 @@ from smollora.tokens import RESULT_TAGS, TokenFacts, read_token_facts
 from smollora.types import Check, EvalCase
 
 if TYPE_CHECKING:
+    from smollora.data.mix import MixPlan
     from smollora.data.shards import PreparedSet
 
 PREVIEW_ROWS = 60
@@ -305,15 +306,23 @@ def verify(run: Run) -> dict[str, Any]:
     return values
 
 
+def plan_rows(run: Run) -> tuple[MixPlan, list[str]]:
+    """The mix of the prepared rows, and the same as lines to read; nothing is written."""
+    from smollora.data.mix import plan_mix, show_plan
+
+    section, held = run.recipe.mix, run.recipe.prepare.validation_share
+    plan = plan_mix(open_rows(run).table, section, validation_share=held)
+    return plan, show_plan(plan, section)
+
+
 def mix(run: Run) -> dict[str, Any]:
     """Which rows are trained, and what the shares come to; the plan is printed first."""
-    from smollora.data.mix import plan_mix, shares, show_plan
+    from smollora.data.mix import shares
 
     rows = open_rows(run)
     table = rows.table
-    section = run.recipe.mix
-    plan = plan_mix(table, section, validation_share=run.recipe.prepare.validation_share)
-    for line in show_plan(plan, section):
+    plan, lines = plan_rows(run)
+    for line in lines:
         run.console.print(line, highlight=False, markup=False, soft_wrap=True)
     folder = run.folder / "mix"
     write_json(folder / "rows.json", {"train": plan.train, "validation": plan.validation})

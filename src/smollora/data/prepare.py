@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -331,9 +332,7 @@ def _prepared(
     built: bool = False,
 ) -> Iterator[PreparedRow]:
     for row in rendered:
-        owners = dict.fromkeys(
-            owner for owner, trained in zip(row.owner, row.trained, strict=True) if trained
-        )
+        owners = dict.fromkeys(compress(row.owner, row.trained))
         yield PreparedRow(
             row,
             conversation.source,

@@ -173,13 +173,13 @@ class ShardWriter:
 
     def add(self, rows: Sequence[PreparedRow]) -> None:
         """Append the rendered rows of one conversation."""
-        digest = _digest(rows)
-        for row in rows:
+        columns = [(array("i", r.rendered.token_ids), bytes(r.rendered.trained)) for r in rows]
+        digest = _digest(columns)
+        for row, (token_ids, trained) in zip(rows, columns, strict=True):
             rendered = row.rendered
-            labelled = rendered.trained.count(True)
-            self._ids.extend(rendered.token_ids)
-            self._owner.extend(rendered.owner)
-            self._trained.extend(rendered.trained)
+            self._ids.extend(token_ids)
+            self._owner.extend(array("i", rendered.owner))
+            self._trained.frombytes(trained)
             self._ends.append(len(self._ids))
             self._roles.append(row.roles)
             self._plain.append(
@@ -191,7 +191,7 @@ class ShardWriter:
                     row.row,
                     row.built,
                     len(rendered.token_ids),
-                    labelled,
+                    trained.count(1),
                     _show_calls(row.calls),
                     digest,
                 )
@@ -257,12 +257,12 @@ def _show_calls(calls: Sequence[Sequence[ToolCall]]) -> str:
     return json.dumps([[[c.name, dict(c.arguments)] for c in turn] for turn in calls])
 
 
-def _digest(rows: Sequence[PreparedRow]) -> int:
+def _digest(columns: Sequence[tuple[array[int], bytes]]) -> int:
     """64 bits of what a conversation trains: its token ids and which of them are labelled."""
     state = blake2b(digest_size=8)
-    for row in rows:
-        state.update(array("i", row.rendered.token_ids))
-        state.update(bytes(row.rendered.trained))
+    for token_ids, trained in columns:
+        state.update(token_ids)
+        state.update(trained)
     return int(struct.unpack("<q", state.digest())[0])
 
 
