@@ -222,7 +222,15 @@ def prepare(run: Run) -> dict[str, Any]:
             )
     else:
         prepare_on_engine = import_scale(section.engine).prepare_on_engine
-        counts = prepare_on_engine(section, renderer, folder, seed=seed, code=code_version())
+        with meter(run.console, f"prepare on {section.engine}", unit="tasks") as shown:
+
+            def on_tasks(done: int, tasks: int) -> None:
+                shown.total(tasks)
+                shown.to(done)
+
+            counts = prepare_on_engine(
+                section, renderer, folder, seed=seed, code=code_version(), on_tasks=on_tasks
+            )
     rejected = counts.rejected or {}
     return {
         "rows_in": counts.rows_in,

@@ -15,7 +15,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -44,9 +45,17 @@ from smollora.types import Reject
 
 
 def prepare_on_engine(
-    section: PrepareSection, renderer: Renderer, folder: Path, *, seed: int, code: str = ""
+    section: PrepareSection,
+    renderer: Renderer,
+    folder: Path,
+    *,
+    seed: int,
+    code: str = "",
+    on_tasks: Callable[[int, int], None] | None = None,
 ) -> Counts:
     """Prepare every source into `folder` on `section.engine`; tasks that are done are skipped.
+
+    `on_tasks` is told, about once a second, how many tasks are done and how many there are.
 
     Raises:
         DataError: as `prepare_rows`.
@@ -70,7 +79,8 @@ def prepare_on_engine(
     logs = place.work / "datatrove"
     (logs / "failed.txt").unlink(missing_ok=True)
     logger.remove()  # datatrove's lines belong into its log files, not into this terminal
-    RUN[section.engine](steps, len(tasks), section, logs)
+    with _told(logs / "completions", len(tasks), on_tasks):
+        RUN[section.engine](steps, len(tasks), section, logs)
     left = [task.rank for task in tasks if not (logs / "completions" / f"{task.rank:05d}").exists()]
     if left:
         raise SmolloraError(
@@ -202,6 +212,26 @@ def _quietly(executor: Any) -> None:
         raise
     except Exception as error:  # of a worker: what it was stands in its log
         write_whole(Path(executor.logging_dir.resolve_paths("failed.txt")), repr(error))
+
+
+@contextmanager
+def _told(
+    completions: Path, tasks: int, on_tasks: Callable[[int, int], None] | None
+) -> Iterator[None]:
+    """Tell how far the tasks are while they run elsewhere."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while on_tasks and not stop.wait(1.0):
+            on_tasks(len(list(completions.glob("*"))), tasks)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
 
 
 @contextmanager
