@@ -48,7 +48,7 @@ from smollora.types import Check, EvalCase
 
 if TYPE_CHECKING:
     from smollora.data.mix import MixPlan
-    from smollora.data.shards import PreparedSet
+    from smollora.data.prepared import PreparedSet
 
 PREVIEW_ROWS = 60
 
@@ -263,7 +263,7 @@ def import_scale(engine: str) -> Any:
 
 def open_rows(run: Run) -> PreparedSet:
     """The prepared set of the run."""
-    from smollora.data.shards import read_prepared
+    from smollora.data.prepared import read_prepared
 
     return read_prepared(run.folder / "prepare" / "rows")
 

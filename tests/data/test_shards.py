@@ -7,15 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from smollora.data import shards
-from smollora.data.shards import (
-    PreparedRow,
-    ShardWriter,
-    drop_rows,
-    read_prepared,
-    tabulate,
-    write_rows,
-)
+from smollora.data import prepared, shards
+from smollora.data.prepared import read_prepared
+from smollora.data.shards import PreparedRow, ShardWriter, drop_rows, tabulate, write_rows
 from smollora.errors import DataError
 from smollora.types import Rendered, ToolCall
 
@@ -61,8 +55,8 @@ def test_rows_are_taken_in_storage_order_each_group_decoded_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded = []
-    decode = shards._rows_of
-    monkeypatch.setattr(shards, "_rows_of", lambda t: decoded.append(t.num_rows) or decode(t))
+    decode = prepared._rows_of
+    monkeypatch.setattr(prepared, "_rows_of", lambda t: decoded.append(t.num_rows) or decode(t))
     taken = dict(read_prepared(folder).take([9, 0, 8, 2, 1]))
     assert taken == {index: ROWS[index] for index in (0, 1, 2, 8, 9)}
     assert decoded == [3, 3]
@@ -72,7 +66,7 @@ def test_the_table_equals_that_of_the_rows_and_reads_no_token_column(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = read_prepared(folder)
-    monkeypatch.setattr(shards, "_rows_of", None)
+    monkeypatch.setattr(prepared, "_rows_of", None)
     table, expected = rows.table, tabulate(ROWS)
     for name in ("source", "group", "kind", "length", "labelled"):
         assert list(getattr(table, name)) == list(getattr(expected, name)), name

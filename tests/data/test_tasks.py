@@ -16,17 +16,10 @@ from small_sets import digests, renderer_files, said, small_renderer, small_sect
 from smollora.config import PrepareSection, SourceSection
 from smollora.data import tasks
 from smollora.data.prepare import prepare_rows
-from smollora.data.shards import read_prepared
+from smollora.data.prepared import read_prepared
 from smollora.data.sources import Undecodable, read_rows
-from smollora.data.tasks import (
-    ShardTask,
-    plan_file,
-    plan_source,
-    prepare_set,
-    read_task,
-    spool,
-    task_key,
-)
+from smollora.data.stretches import ShardTask, plan_file, plan_source, read_task, spool
+from smollora.data.tasks import prepare_set, task_key
 from smollora.errors import DataError
 from smollora.runs import code_version
 

@@ -21,7 +21,8 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from smollora.config import PrepareSection, SourceSection
 from smollora.data.negatives import Negatives
 from smollora.data.prepare import BATCH, RowOutcome, convert, raise_at_first, render_batch
-from smollora.data.tasks import ShardTask, Workplace, read_task, write_task
+from smollora.data.stretches import ShardTask, read_task
+from smollora.data.tasks import Workplace, write_task
 from smollora.data.worker import RendererFiles
 from smollora.formats import get_format
 from smollora.render import Renderer

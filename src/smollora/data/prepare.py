@@ -16,7 +16,8 @@ from typing import Any
 
 from smollora.config import PrepareSection, SourceSection
 from smollora.data.negatives import Negatives, collect_pool
-from smollora.data.shards import PreparedRow, PreparedSet, read_prepared, write_rows
+from smollora.data.prepared import PreparedSet, read_prepared
+from smollora.data.shards import PreparedRow, write_rows
 from smollora.data.sources import Undecodable, read_conversation, read_rows
 from smollora.data.starter import build_general_rows, build_rows
 from smollora.errors import DataError

@@ -27,16 +27,8 @@ from datatrove.utils.logging import logger
 from smollora.config import PrepareSection
 from smollora.data.blocks import Convert, RecordReader, Render, WriteShard
 from smollora.data.prepare import count_reasons, holds_no_rows, plan_negatives, records_of
-from smollora.data.tasks import (
-    Counts,
-    ShardTask,
-    Workplace,
-    finish,
-    is_seekable,
-    plan_source,
-    spool,
-    task_key,
-)
+from smollora.data.stretches import ShardTask, is_seekable, plan_source, spool
+from smollora.data.tasks import Counts, Workplace, finish, task_key
 from smollora.data.worker import RendererFiles
 from smollora.errors import SmolloraError, VerifyError
 from smollora.render import Renderer

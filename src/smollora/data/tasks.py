@@ -18,7 +18,6 @@ files are the same.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from smollora.config import PrepareSection, SourceSection
+from smollora.data.duplicates import drop_duplicates
 from smollora.data.prepare import (
     RowOutcome,
     holds_no_rows,
@@ -36,30 +36,12 @@ from smollora.data.prepare import (
     prepare_batches,
     records_of,
 )
-from smollora.data.shards import ShardWriter, drop_rows, shard_paths
-from smollora.data.sources import Undecodable, read_rows
+from smollora.data.shards import ShardWriter
+from smollora.data.stretches import is_seekable, plan_source, read_task
 from smollora.render import Renderer
 from smollora.runs import hash_of, read_json, read_jsonl, write_json, write_jsonl, write_whole
 
 OnRows = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """A stretch of one source."""
-
-    rank: int
-    source: int
-    """Index into prepare.sources."""
-    path: str
-    """The file it is read from."""
-    start: int
-    end: int
-    """Bytes of the file."""
-    first: int
-    """Number of the line that starts at `start`, from 1."""
-    spooled: bool = False
-    """True if the file holds records that `spool` wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,101 +128,6 @@ def task_key(section: PrepareSection, renderer: Renderer, *, seed: int, code: st
         code,
         stats,
     )
-
-
-# ── which records ────────────────────────────────────────────────────────────────────────────────
-
-
-def is_seekable(source: SourceSection) -> bool:
-    """True for a plain file of lines: a task can begin in its middle."""
-    path = Path(source.path).expanduser()
-    return path.suffix == ".jsonl" and path.is_file() and path.stat().st_size > 0
-
-
-def plan_file(path: Path, size: int, limit: int | None) -> Iterator[tuple[int, int, int]]:
-    """(first byte, byte after the last, number of the first line) of stretches of `size` records;
-    empty lines are no records.
-    """
-    with path.open("rb") as stream:
-        start = at = records = total = 0
-        first = 1
-        for number, line in enumerate(stream, 1):
-            at += len(line)
-            records += bool(line.strip())
-            if records == size or (limit is not None and total + records == limit):
-                yield start, at, first
-                total += records
-                start, first, records = at, number + 1, 0
-                if total == limit:
-                    return
-        if records:
-            yield start, at, first
-
-
-def plan_source(
-    index: int, source: SourceSection, path: Path, rank: int, size: int, *, spooled: bool = False
-) -> list[ShardTask]:
-    """The tasks of one file of lines, ranks counted from `rank`."""
-    stretches = plan_file(path, size, None if spooled else source.limit)
-    return [
-        ShardTask(rank + place, index, str(path), start, end, first, spooled)
-        for place, (start, end, first) in enumerate(stretches)
-    ]
-
-
-def spool(records: Iterable[tuple[int, Any]], path: Path) -> None:
-    """Write a source that cannot be entered in its middle (packed, nested, generated, remote) as
-    lines of records.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8", errors="surrogatepass") as stream:
-        for number, record in records:
-            found = (
-                {"row": number, "undecodable": record.detail}
-                if isinstance(record, Undecodable)
-                else {"row": number, "record": record}
-            )
-            stream.write(json.dumps(found, default=str) + "\n")
-    partial.replace(path)
-
-
-def read_task(task: ShardTask, work: Path) -> Iterator[tuple[int, Any]]:
-    """(number, record) of a task's records."""
-    path = Path(task.path)
-    if task.spooled:
-        with path.open("rb") as stream:
-            stream.seek(task.start)
-            while stream.tell() < task.end:
-                found = json.loads(stream.readline())
-                broken = found.get("undecodable")
-                yield found["row"], found["record"] if broken is None else Undecodable(broken)
-        return
-    if task.start == 0 and task.end == path.stat().st_size:
-        yield from read_rows(path)
-        return
-    part = work / "stretches" / f"{task.rank:05d}.jsonl"
-    _copy_bytes(path, part, task.start, task.end)
-    try:
-        for number, record in read_rows(part):
-            number += task.first - 1
-            if isinstance(record, Undecodable):
-                record = Undecodable(re.sub(r"^line \d+", f"line {number}", record.detail))
-            yield number, record
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _copy_bytes(source: Path, target: Path, start: int, end: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as written:
-        read.seek(start)
-        while start < end:
-            block = read.read(min(1 << 20, end - start))
-            if not block:
-                break
-            written.write(block)
-            start += len(block)
 
 
 # ── running in this process ──────────────────────────────────────────────────────────────────────
@@ -375,7 +262,8 @@ def finish(
             path.unlink()
     repeated: list[dict[str, Any]] = []
     if section.duplicates == "drop":
-        repeated, total = _drop_duplicates(place, total, section)
+        repeated = drop_duplicates(place.rows, place.work / "duplicates.jsonl")
+        total = total.plus(_gone(repeated))
     names = [source.name for source in section.sources]
     with _replacing(place.folder / "rejected.jsonl") as stream:
         for rank in ranks:
@@ -383,7 +271,8 @@ def finish(
             for reject in sorted(rejects, key=lambda item: int(item["row"])):
                 stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
         for reject in sorted(repeated, key=lambda item: (names.index(item["source"]), item["row"])):
-            stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
+            shown = {name: reject[name] for name in ("source", "row", "reason", "detail")}
+            stream.write(json.dumps(shown, ensure_ascii=False) + "\n")
     (place.work / "key").unlink()  # first: half of the folder must not look like work in progress
     shutil.rmtree(place.work)
     return replace(total, rejected=dict(sorted((total.rejected or {}).items())))
@@ -398,73 +287,12 @@ def _replacing(path: Path) -> Iterator[TextIO]:
     partial.replace(path)
 
 
-def _drop_duplicates(
-    place: Workplace, total: Counts, section: PrepareSection
-) -> tuple[list[dict[str, Any]], Counts]:
-    """Take repeated conversations out of the shards: their rejects, and what is left.
-
-    What goes is written down before the first shard is rewritten, so that a second call after a
-    kill takes out the same rows.
-    """
-    listed = place.work / "duplicates.jsonl"
-    if not listed.is_file():
-        write_jsonl(listed, find_duplicates(shard_paths(place.rows)))
-    found = read_jsonl(listed)
-    by_shard: dict[str, list[int]] = {}
-    for item in found:
-        by_shard.setdefault(item["shard"], []).append(item["row"])
-    for name, rows in by_shard.items():
-        drop_rows(place.rows / name, rows)
-    gone = Counts(
-        rows_rendered=-sum(item["rows"] for item in found),
-        rejected={"duplicate": len(found)} if found else {},
-        tokens=-sum(item["tokens"] for item in found),
-        labelled_tokens=-sum(item["labelled_tokens"] for item in found),
-        built=-sum(item["built"] for item in found),
+def _gone(repeated: Sequence[dict[str, Any]]) -> Counts:
+    """What is subtracted for repeated conversations."""
+    return Counts(
+        rows_rendered=-sum(item["rows"] for item in repeated),
+        rejected={"duplicate": len(repeated)} if repeated else {},
+        tokens=-sum(item["tokens"] for item in repeated),
+        labelled_tokens=-sum(item["labelled_tokens"] for item in repeated),
+        built=-sum(item["built"] for item in repeated),
     )
-    rejects = [
-        {name: item[name] for name in ("source", "row", "reason", "detail")} for item in found
-    ]
-    return rejects, total.plus(gone)
-
-
-def find_duplicates(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Records whose conversation renders to the same tokens and labels as an earlier one.
-
-    Compares 64-bit digests; memory: some bytes a row.
-    """
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    names = ["row", "built", "digest", "length", "labelled", "source"]
-    shards = [pq.read_table(path, columns=names, memory_map=True) for path in paths]
-    digest = np.concatenate([table["digest"].to_numpy() for table in shards])
-    built = np.concatenate([table["built"].to_numpy() for table in shards])
-    row = np.concatenate([table["row"].to_numpy() for table in shards])
-    shard = np.repeat(np.arange(len(shards)), [table.num_rows for table in shards])
-    record = shard.astype(np.int64) * (int(row.max()) + 1) + row
-    own = np.flatnonzero(~built)
-    _, earliest, group = np.unique(digest[own], return_index=True, return_inverse=True)
-    first = own[earliest[group]]  # of each read row: where its digest stands first
-    again = record[first] != record[own]
-    origin = dict(zip(record[own[again]].tolist(), first[again].tolist(), strict=True))
-    found = []
-    for key, where in sorted(origin.items()):
-        number, at = divmod(key, int(row.max()) + 1)
-        table = shards[number]
-        mine = np.flatnonzero(table["row"].to_numpy() == at)
-        named = shards[shard[where]]["source"][0].as_py()
-        found.append(
-            {
-                "source": table["source"][int(mine[0])].as_py(),
-                "row": at,
-                "reason": "duplicate",
-                "detail": f"the same tokens as row {row[where]} of {named}",
-                "shard": paths[number].name,
-                "rows": len(mine),
-                "tokens": int(table["length"].to_numpy()[mine].sum()),
-                "labelled_tokens": int(table["labelled"].to_numpy()[mine].sum()),
-                "built": int(table["built"].to_numpy()[mine].sum()),
-            }
-        )
-    return found
