@@ -215,6 +215,21 @@ def test_strict_names_the_row(tmp_path: Path, section: PrepareSection) -> None:
         on("local", strict, tmp_path)
 
 
+def test_what_stopped_a_worker_is_told_and_the_rest_is_gone_on_with(
+    tmp_path: Path, section: PrepareSection, expected: Expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the machine is on fire")
+
+    monkeypatch.setattr("smollora.data.blocks.render_batch", fail)
+    with pytest.raises(SmolloraError, match=r"5 of 5 tasks .* the machine is on fire") as caught:
+        on("local", section, tmp_path)
+    assert "logs" in caught.value.hint
+    monkeypatch.undo()
+    assert on("local", section, tmp_path) == expected[0]
+    assert digests(tmp_path / "local") == expected[1]
+
+
 def test_a_template_that_drops_calls_is_noticed_by_the_tasks(
     tmp_path: Path, section: PrepareSection
 ) -> None:

@@ -76,7 +76,7 @@ def prepare_on_engine(
     left = [task.rank for task in tasks if not (logs / "completions" / f"{task.rank:05d}").exists()]
     if left:
         raise SmolloraError(
-            f"{len(left)} of {len(tasks)} tasks of prepare are not done: {_first_error(logs)}",
+            f"{len(left)} of {len(tasks)} tasks of prepare are not done: {_first_error(logs, left[0])}",
             f"the logs are in {logs / 'logs'}; the same command goes on with what is left",
         )
     return _collect(place, tasks, section)
@@ -242,9 +242,14 @@ def _threads(workers: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _first_error(logs: Path) -> str:
-    found = logs / "failed.txt"
-    return found.read_text(encoding="utf-8") if found.is_file() else "no worker said why"
+def _first_error(logs: Path, rank: int) -> str:
+    """What stopped the run, else the last line that an unfinished task logged."""
+    for path in (logs / "failed.txt", logs / "logs" / f"task_{rank:05d}.log"):
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        said = [line.strip() for line in lines if line.strip()]
+        if said:
+            return said[-1][:300]
+    return "no worker said why"
 
 
 def _collect(place: Workplace, tasks: Sequence[ShardTask], section: PrepareSection) -> Counts:
