@@ -75,8 +75,9 @@ def prepare_on_engine(
         RUN[section.engine](steps, len(tasks), section, logs)
     left = [task.rank for task in tasks if not (logs / "completions" / f"{task.rank:05d}").exists()]
     if left:
+        why = _first_error(logs, left[0])
         raise SmolloraError(
-            f"{len(left)} of {len(tasks)} tasks of prepare are not done: {_first_error(logs, left[0])}",
+            f"{len(left)} of {len(tasks)} tasks of prepare are not done: {why}",
             f"the logs are in {logs / 'logs'}; the same command goes on with what is left",
         )
     return _collect(place, tasks, section)
