@@ -35,6 +35,9 @@ from smollora.render import Renderer
 from smollora.runs import read_json, read_jsonl, write_jsonl, write_whole
 from smollora.types import Reject
 
+RAY_STARTS = 3
+"""Attempts at a cluster on this machine: on a busy one the first may run into Ray's own limit."""
+
 
 def prepare_on_engine(
     section: PrepareSection,
@@ -135,12 +138,8 @@ def _run_ray(steps: list[Any], tasks: int, section: PrepareSection, logs: Path) 
     mine = not ray.is_initialized()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with _threads(workers):
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if mine and os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        elif mine:
-            here = "127.0.0.1"
-            ray.init(num_cpus=workers, include_dashboard=False, _node_ip_address=here, **quiet)
+        if mine:
+            _connect_ray(workers)
         try:
             _quietly(
                 RayPipelineExecutor(
@@ -154,6 +153,34 @@ def _run_ray(steps: list[Any], tasks: int, section: PrepareSection, logs: Path) 
         finally:
             if mine:
                 ray.shutdown()
+
+
+def _connect_ray(workers: int) -> None:
+    """Join the cluster at RAY_ADDRESS, or start one on this machine.
+
+    Raises:
+        SmolloraError: there is none, or it did not start.
+    """
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {
+        "num_cpus": workers,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",  # nobody else is to see it
+    }
+    for attempt in range(RAY_STARTS):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))
+            return
+        except Exception as error:  # Ray raises bare exceptions here, and gives itself 30 seconds
+            ray.shutdown()
+            if address or attempt + 1 == RAY_STARTS:
+                raise SmolloraError(
+                    f"no Ray cluster: {' '.join(str(error).split())[:200]}",
+                    "check RAY_ADDRESS, or leave it unset for a cluster on this machine; a machine"
+                    " without a free core may not start one: take prepare.engine=local",
+                ) from error
 
 
 def _run_slurm(steps: list[Any], tasks: int, section: PrepareSection, logs: Path) -> None:
