@@ -8,7 +8,9 @@ keeps them in memory, for estimates and tests.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -36,6 +38,10 @@ __all__ = [
 ]
 
 BATCH = 512
+IN_FLIGHT = 2
+"""Batches that are prepared at a time, each in a thread: the tokenizer lets go of Python's lock, so
+one is rendered while the other is tokenised.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +119,36 @@ def prepare_batches(
     Raises:
         DataError: with `strict`, at the first bad row.
     """
-    for batch in batched(records, BATCH):
-        read = [(number, convert(number, record, source)) for number, record in batch]
-        good = [item for item in read if isinstance(item[1], Conversation)]
-        made = render_batch(good, source, section, renderer, negatives)  # type: ignore[arg-type]
-        outcomes = [
-            RowOutcome(number, reject=item) if isinstance(item, Reject) else next(made)
-            for number, item in read
-        ]
-        if section.strict:
-            raise_at_first(outcomes)
-        yield outcomes
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        waiting: deque[Future[list[RowOutcome]]] = deque()
+        for batch in batched(records, BATCH):
+            if len(waiting) == IN_FLIGHT:
+                yield _checked(waiting.popleft().result(), section)
+            waiting.append(pool.submit(_prepare_batch, batch, source, section, renderer, negatives))
+        while waiting:
+            yield _checked(waiting.popleft().result(), section)
+
+
+def _prepare_batch(
+    batch: Sequence[tuple[int, Any]],
+    source: SourceSection,
+    section: PrepareSection,
+    renderer: Renderer,
+    negatives: Negatives | None,
+) -> list[RowOutcome]:
+    read = [(number, convert(number, record, source)) for number, record in batch]
+    good = [(number, item) for number, item in read if isinstance(item, Conversation)]
+    made = render_batch(good, source, section, renderer, negatives)
+    return [
+        RowOutcome(number, reject=item) if isinstance(item, Reject) else next(made)
+        for number, item in read
+    ]
+
+
+def _checked(outcomes: list[RowOutcome], section: PrepareSection) -> list[RowOutcome]:
+    if section.strict:
+        raise_at_first(outcomes)
+    return outcomes
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
