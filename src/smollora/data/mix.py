@@ -64,7 +64,7 @@ def plan_mix(
         if share > 0 and not strata[name]:
             raise DataError(
                 f"the mix wants {share:.0%} {name} rows and there are none",
-                "add a source of that kind, or change the shares under mix",
+                f"add a source of that kind, or change {_keys(section)}",
             )
     whole = min(
         sum(weights[index] for index in strata[name]) / share
@@ -111,6 +111,12 @@ def _strata(
     return _crossed(
         table, section.sources, {str(k): share for k, share in section.kinds.items()}, weights
     )
+
+
+def _keys(section: MixSection) -> str:
+    """The recipe keys that the shares came from."""
+    given = [name for name in ("sources", "kinds") if getattr(section, name) is not None]
+    return " or ".join(f"mix.{name}" for name in given or ["tool_share"])
 
 
 def _grouped(column: Sequence[str], names: Sequence[str]) -> dict[str, list[int]]:
