@@ -20,7 +20,7 @@ from typing import Any
 
 MIN_SHARED = 24
 """A shorter common prompt is not worth a tree."""
-TREES_PER_STEP = 2
+TREES_PER_STEP = 1
 """A tree fills at most this part of a step: one tool list for a whole step makes steep, one-sided
 gradients (docs/log.md).
 """
