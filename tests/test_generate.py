@@ -1,4 +1,4 @@
-"""Greedy generation in batches gives what transformers' own generate gives, one prompt at a time."""
+"""Greedy generation in batches gives what transformers' own generate gives, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_model
 
 from smollora.generate import LocalGenerator
+from tiny_models import tiny_model
 
 PROMPTS = [
     [random.Random(seed).randrange(10, 500) for _ in range(length)]

@@ -15,9 +15,10 @@ from smollora.memory import keep_freed_memory
 from smollora.tokens import TokenFacts
 from smollora.types import Generation
 
-
 LEAVE_AT = 0.75
-"""Finished sequences leave a batch when at most this share of it goes on (leaving copies the rest)."""
+"""Finished sequences leave a batch when at most this share of it goes on: leaving copies the
+rest.
+"""
 
 
 class Generator(Protocol):

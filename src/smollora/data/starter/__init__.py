@@ -184,9 +184,9 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     """Tool lists of one domain with the cases that each decides.
 
     Lists are made twice: the tools that a case needs together, gathered to at most MOST_TOOLS; and
-    all tools, shuffled and cut by LIST_SIZES. Every case then stands in one list that fits it, drawn
-    by chance: beside tools that it must not be confused with, and with a prompt that many rows
-    share.
+    all tools, shuffled and cut by LIST_SIZES. Every case then stands in one list that fits it,
+    drawn by chance: beside tools that it must not be confused with, and with a prompt that many
+    rows share.
     """
     lists = [*_lists_for_several(domain), *_cut(list(domain.tools), dice)]
     rows: list[list[Named]] = [[] for _ in lists]
