@@ -14,11 +14,10 @@ UNKNOWN = "unknown"
 _FOREIGN = (
     "<arg_key>",  # GLM 4.5 and later
     "<|channel|>",  # gpt-oss, harmony
+    "<|start|>assistant to=",  # Muse Glimmer
     "<|START_ACTION|>",  # Cohere Command
     "<|tool_calls_section_begin|>",  # Kimi K2
     "<minimax:tool_call>",
-    "recipient=",
-    "ATEM",  # Muse Glimmer
 )
 """Signs of grammars that smollora does not read; some use delimiters of those that it does."""
 

@@ -61,14 +61,15 @@ class GemmaFormat:
             CannotShow: a string that holds one of the tokens, a name or key with punctuation of
                 the grammar in it.
         """
+        names = [self._plain(_NAME, call.name) for call in calls]
         return "".join(
-            f"{self.open}call:{_plain(_NAME, call.name)}{self._show(call.arguments)}{self.close}"
-            for call in calls
+            f"{self.open}call:{name}{self._show(call.arguments)}{self.close}"
+            for name, call in zip(names, calls, strict=True)
         )
 
     def _show(self, value: Any) -> str:
         if isinstance(value, Mapping):
-            pairs = (f"{self._key(key)}:{self._show(item)}" for key, item in value.items())
+            pairs = (f"{self._plain(_KEY, key)}:{self._show(item)}" for key, item in value.items())
             return "{" + ",".join(pairs) + "}"
         if isinstance(value, (list, tuple)):
             return "[" + ",".join(self._show(item) for item in value) + "]"
@@ -78,10 +79,12 @@ class GemmaFormat:
             raise CannotShow(f"a text holds {found}, which has no escape here")
         return f"{self.quote}{value}{self.quote}"
 
-    def _key(self, key: str) -> str:
-        if any(token in key for token in (self.open, self.close, self.quote)):
-            raise CannotShow(f"{key!r} holds a delimiter")
-        return _plain(_KEY, key)
+    def _plain(self, pattern: re.Pattern[str], word: str) -> str:
+        """A name or key, if it can stand there without quotes."""
+        tokens = (self.open, self.close, self.quote)
+        if not pattern.fullmatch(word) or any(token in word for token in tokens):
+            raise CannotShow(f"{word!r} holds punctuation of the grammar")
+        return word
 
     def parse(
         self, token_ids: Sequence[int], tokenizer: Tokenizer, tools: Sequence[ToolSpec] = ()
@@ -118,12 +121,6 @@ class GemmaFormat:
         except (ValueError, RecursionError):
             return "bad_syntax", None
         return "ok", ToolCall(name, value)
-
-
-def _plain(pattern: re.Pattern[str], text: str) -> str:
-    if not pattern.fullmatch(text):
-        raise CannotShow(f"{text!r} holds punctuation of the grammar")
-    return text
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────
