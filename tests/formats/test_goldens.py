@@ -13,7 +13,8 @@ NOW = ToolCall("now", {})
 
 WRITTEN: dict[str, str] = {
     "hermes": (
-        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}\n'
+        "</tool_call>\n"
         '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
     ),
     "granite": (
@@ -36,7 +37,9 @@ WRITTEN: dict[str, str] = {
         '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}},'
         ' {"name": "now", "arguments": {}}]'
     ),
-    "mistral_v11": '[TOOL_CALLS]get_weather[ARGS]{"city": "Oslo", "days": 3}[TOOL_CALLS]now[ARGS]{}',
+    "mistral_v11": (
+        '[TOOL_CALLS]get_weather[ARGS]{"city": "Oslo", "days": 3}[TOOL_CALLS]now[ARGS]{}'
+    ),
     "pythonic": "[get_weather(city='Oslo', days=3), now()]",
     "lfm2": "<|tool_call_start|>[get_weather(city='Oslo', days=3), now()]<|tool_call_end|>",
     "qwen3_coder": (
