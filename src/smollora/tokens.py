@@ -32,6 +32,9 @@ class Delimiter(BaseModel):
     ids: tuple[int, ...]
     """How the tokenizer encodes the text."""
     special: bool
+    """Whether it is left out where special tokens are skipped: the token's own flag decides, not
+    the lists in tokenizer_config.json.
+    """
     single: bool
 
 
@@ -87,7 +90,7 @@ def read_delimiter(tokenizer: Any, text: str) -> Delimiter:
         return Delimiter(text="", id=None, ids=(), special=False, single=False)
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))
     single = len(ids) == 1 and tokenizer.decode(list(ids)) == text
-    special = single and ids[0] in set(tokenizer.all_special_ids)
+    special = single and not tokenizer.decode(list(ids), skip_special_tokens=True)
     return Delimiter(
         text=text, id=ids[0] if single else None, ids=ids, special=special, single=single
     )
