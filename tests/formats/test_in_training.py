@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from format_tokenizer import ALL, format_tokenizer, ids
+from smollora.data.parts import parts_of
 from smollora.formats import FORMATS, ToolFormat
 from smollora.tokens import TokenFacts, read_token_facts
 from smollora.types import Check, Rendered, ToolCall
@@ -110,6 +111,30 @@ def test_values_without_types_are_read_as_the_row_has_them(value: object, other:
     for each in (value, other):
         call = ToolCall("f", {"x": each})
         assert checks(fmt, fmt.show([call]), [call])["round_trip"].ok
+
+
+# ── parts of the loss ─────────────────────────────────────────────────────────────────────────
+
+PARTS_OF: dict[str, list[str]] = {
+    "hermes": ["open", "name", "arguments", "close"],
+    "mistral_v11": ["open", "name", "arguments", "close"],
+    "qwen3_coder": ["open", "name", "arguments", "close"],
+    "gemma4": ["open", "name", "arguments", "close"],
+    "deepseek_v31": ["open", "name", "arguments", "close"],
+    "lfm2": ["open", "name", "arguments", "close"],
+    "granite": ["open", "name", "arguments", "close"],
+    "pythonic": ["text"],
+    "llama3_json": ["text"],
+}
+
+
+@pytest.mark.parametrize("name", PARTS_OF)
+def test_the_loss_of_a_call_falls_into_its_parts(name: str) -> None:
+    fmt = FORMATS[name]
+    row = row_of(fmt, fmt.show([WEATHER]))
+    parts = [part for part in parts_of(row, facts_of(fmt), format_tokenizer(fmt)) if part]
+    in_order = [part for at, part in enumerate(parts) if at == 0 or parts[at - 1] != part]
+    assert in_order == PARTS_OF[name]
 
 
 # ── what a server makes of it ─────────────────────────────────────────────────────────────────

@@ -21,7 +21,8 @@ def parts_of(row: Rendered, facts: TokenFacts, tokenizer: Any) -> tuple[Part | N
 
     From the opening id to what introduces the arguments (in hermes the key "arguments") is "name",
     from there to the closing id "arguments"; the stop token after a call counts as "close", the one
-    after words as "text". A format without delimiter ids has only "text".
+    after words as "text". Where nothing else closes a call, the stop token does. A format without
+    delimiter ids has only "text".
     """
     arguments_mark = get_format(facts.format).arguments_mark
     parts: list[Part | None] = []
@@ -40,7 +41,7 @@ def parts_of(row: Rendered, facts: TokenFacts, tokenizer: Any) -> tuple[Part | N
         elif token == facts.close.id:
             parts.append("close")
             state = "close"
-        elif state == "close":
+        elif state == "close" or (state in ("name", "arguments") and token in facts.stop_ids):
             parts.append("close")
         elif state in ("name", "arguments"):
             parts.append(state)
