@@ -36,11 +36,14 @@ def inspect_model(source: str, *, format_name: str = "hermes") -> dict[str, Any]
     pad = read_config(folder).get("pad_token_id")
     failed = [check.name for check in checks if not check.ok]
     problems = []
-    if not facts.has_delimiters:
-        problems.append(f"{facts.open.text} is {len(facts.open.ids)} ordinary tokens")
+    if facts.lacking:
+        spelled = facts.lacking[0]
+        problems.append(f"{spelled.text} is {len(spelled.ids)} ordinary tokens")
     if failed:
         problems.append(f"the chat template fails {len(failed)} of {len(checks)} checks")
     disagreements = []
+    if facts.delimited != "token":
+        disagreements.append(f"{fmt.name} tells calls by their text; no id marks where one begins")
     if pad is not None and pad != facts.pad_id:
         disagreements.append(f"pad id: tokenizer {facts.pad_id}, config.json {pad}")
     if facts.pad_id in facts.stop_ids:

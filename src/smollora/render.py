@@ -132,7 +132,9 @@ class Renderer:
 
     def _tag_in_answers(self, conversation: Conversation) -> str | None:
         """A delimiter or stop token that an answer spells: it would become the real token."""
-        tags = (self.facts.open.text, self.facts.close.text, *self.facts.stop_texts)
+        own = (self.facts.open, self.facts.close, *self.facts.inner)
+        delimiters = [tag.text for tag in own] if self.facts.delimited == "token" else []
+        tags = (*delimiters, *self.facts.stop_texts)
         for message in conversation.messages:
             if message.role != "assistant":
                 continue

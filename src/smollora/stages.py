@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,20 +104,21 @@ def inspect(run: Run) -> dict[str, Any]:
         )
     before = template_audit.audit(stock, tokenizer, fmt=run.format)
     found = read_token_facts(tokenizer, run.format, stock or "")
-    if not found.has_delimiters and not section.equip:
+    if found.lacking and not section.equip:
         raise ModelError(
-            f"{run.format.open} is {len(found.open.ids)} tokens in {section.source}, not one",
+            f"{found.lacking[0].text} is {len(found.lacking[0].ids)} tokens in {section.source},"
+            " not one",
             "set model.equip=true to add the delimiters as tokens",
         )
     run.base.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=run.folder, prefix=".base."))
     try:
         added: tuple[int, ...] = ()
-        if found.has_delimiters:
+        if not found.lacking:
             _link_weights(source, work)
         else:
             model = load_model(source, trust_remote_code=section.trust_remote_code)
-            added = equip(model, tokenizer, (run.format.open, run.format.close, *RESULT_TAGS))
+            added = equip(model, tokenizer, (*_delimiters_of(run), *RESULT_TAGS))
             model.save_pretrained(work)
         template, repaired = _choose_template(run, stock, tokenizer)
         after = template_audit.audit(template, tokenizer, fmt=run.format)
@@ -148,6 +150,11 @@ def inspect(run: Run) -> dict[str, Any]:
         },
         "architecture": read_architecture(run.base),
     }
+
+
+def _delimiters_of(run: Run) -> tuple[str, ...]:
+    """The texts that the run's format wants as one token each."""
+    return tuple(text for text in (run.format.open, run.format.close, *run.format.inner) if text)
 
 
 def _delimiter(facts: TokenFacts, which: str) -> dict[str, Any]:
@@ -237,6 +244,7 @@ def verify(run: Run) -> dict[str, Any]:
     renderer = load_renderer(run)
     rows = read_prepared(run.folder / "prepare" / "rows.parquet")
     failures: list[dict[str, Any]] = []
+    notes: Counter[str] = Counter()
     proved = calling = 0
     with meter(run.console, "verify", len(rows)) as shown:
         for number, row in enumerate(rows, 1):
@@ -244,6 +252,7 @@ def verify(run: Run) -> dict[str, Any]:
                 row.rendered, row.calls, renderer.facts, run.format, renderer.tokenizer
             )
             bad = [check for check in checks if not check.ok]
+            notes.update({c.detail for c in checks if c.name == "served" and c.ok and c.detail})
             calling += row.kind == "call"
             proved += row.kind == "call" and not bad
             failures.extend(
@@ -263,7 +272,10 @@ def verify(run: Run) -> dict[str, Any]:
         "rows_proved": proved,
         "failures": failures[:200],
         "failures_in_all": len(failures),
+        "notes": dict(notes.most_common()),
     }
+    for note, count in notes.most_common():
+        run.console.print(f"  note on {count} rows: {note}", markup=False, highlight=False)
     if failures:
         write_json(run.folder / "verify" / "summary.json", {"stage": "verify", **values})
         first = failures[0]
@@ -349,7 +361,7 @@ def train(run: Run) -> dict[str, Any]:
     facts = renderer.facts
     rows_ids = [renderer.tokenizer.convert_tokens_to_ids(text) for text in RESULT_TAGS]
     added = run.read("inspect")["added_ids"]
-    token_ids = added or [i for i in (facts.open.id, facts.close.id, *rows_ids) if i is not None]
+    token_ids = added or [i for i in (*facts.ids, *rows_ids) if i is not None]
     model = load_model(
         run.base,
         dtype=compute_dtype(settings.dtype),

@@ -393,3 +393,27 @@ def test_system_text_inside_the_first_user_turn_is_for_information() -> None:
 def test_the_shipped_templates_pass_without_a_real_tokenizer() -> None:
     for name in ("chatml_tools", "smollm3"):
         assert failed(audit(load_shipped(name), LetterTokenizer())) == {}
+
+
+# ── formats of other shapes ───────────────────────────────────────────────────────────────────
+
+LLAMA = (
+    "{%- for m in messages %}<|h|>{{ m.role }}\n"
+    "{%- if m.tool_calls %}{%- for c in m.tool_calls %}"
+    '{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}'
+    "{%- endfor %}{%- else %}{{ m.content }}{%- endif %}<|e|>{%- endfor %}"
+    "{%- if add_generation_prompt %}<|h|>assistant\n{%- endif %}"
+)
+"""One bare JSON object a call, as Llama 3 has it, and no delimiter anywhere."""
+
+
+def test_a_format_without_delimiters_is_audited_by_the_text_of_its_calls() -> None:
+    from smollora.formats import get_format
+
+    tokenizer = LetterTokenizer(("<|h|>", "<|e|>"), eos="<|e|>")
+    found = {c.name: c for c in audit(LLAMA, tokenizer, fmt=get_format("llama3_json"))}
+    assert found["calls_rendered"].ok
+    assert found["arguments_as_object"].ok
+    assert not found["arguments_as_string"].ok, "a JSON string is encoded once more by tojson"
+    assert not found["several_calls"].ok, "two objects without anything between them"
+    assert found["delimiter_injection"].detail.startswith("llama3_json has no delimiter")

@@ -172,8 +172,15 @@ class Subject:
 
     def calls_in(self, text: str) -> tuple[ParsedCall, ...]:
         """Every attempt to call in a text, whatever the tokenizer makes of the delimiters."""
-        letters = _Letters(self.fmt.open, self.fmt.close)
-        return self.fmt.parse(letters.encode(text), letters)
+        letters = _Letters(*self.fmt_tokens)
+        if self.fmt.delimited != "token":  # the answer alone is read, without what ends the turn
+            text = text.strip().removesuffix(self.tokenizer.eos_token or "")
+        return self.fmt.parse(letters.encode(text), letters, (WEATHER, CLOCK))
+
+    @property
+    def fmt_tokens(self) -> tuple[str, ...]:
+        """The delimiters that the format has, and the tokens between them."""
+        return tuple(text for text in (self.fmt.open, self.fmt.close, *self.fmt.inner) if text)
 
     def token_at(self, text: str, character: int) -> int:
         """How many tokens stand before a character."""
@@ -187,7 +194,7 @@ class Subject:
     @cached_property
     def token_pattern(self) -> re.Pattern[str]:
         """Finds added tokens and delimiters, the longest first."""
-        names = {*self.tokenizer.get_added_vocab(), self.fmt.open, self.fmt.close}
+        names = {*self.tokenizer.get_added_vocab(), *self.fmt_tokens}
         return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
     @property
@@ -203,12 +210,14 @@ class Subject:
 
 
 class _Letters:
-    """A tokenizer whose tokens are letters and the two delimiters: reads calls off plain text."""
+    """A tokenizer whose tokens are letters and delimiters: reads calls off plain text."""
 
-    def __init__(self, opening: str, closing: str) -> None:
-        self.delimiters = {opening: -1, closing: -2}
+    def __init__(self, *delimiters: str) -> None:
+        self.delimiters = {text: -1 - place for place, text in enumerate(delimiters)}
 
     def encode(self, text: str) -> list[int]:
+        if not self.delimiters:
+            return [*map(ord, text)]
         pieces = re.split(f"({'|'.join(map(re.escape, self.delimiters))})", text)
         spelled = [[self.delimiters[p]] if p in self.delimiters else map(ord, p) for p in pieces]
         return [token for piece in spelled for token in piece]
@@ -606,6 +615,8 @@ def _spans(subject: Subject, messages: Chat, **mode: Any) -> tuple[tuple[int, in
 def delimiter_injection(subject: Subject) -> Finding:
     """For information: whether a typed delimiter becomes the real token; no template can help."""
     opening = subject.fmt.open
+    if not opening:
+        return Finding(True, f"{subject.fmt.name} has no delimiter that could be typed")
     prompt = subject.render([user(f"What does {opening} mean?")], add_generation_prompt=True)
     token, *more = subject.tokenizer.encode(opening, add_special_tokens=False)
     ids = subject.tokenizer.encode(prompt, add_special_tokens=False)
