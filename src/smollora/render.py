@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 from smollora.errors import TemplateError
@@ -82,19 +83,14 @@ class Renderer:
         self._tags = tuple(
             tag for tag in (facts.open.text, facts.close.text, *facts.stop_texts) if tag
         )
-        self._parts: bool | None = None
         self._next_stops: dict[bool, str] = {}
 
-    @property
+    @cached_property
     def takes_parts(self) -> bool:
         """True for a template (of a vision model) that reads content only as a list of parts, which
         is how a server then hands it over.
         """
-        if self._parts is None:
-            self._parts = not self._shows(_PROBE) and self._shows(
-                [{"type": "text", "text": _PROBE}]
-            )
-        return self._parts
+        return not self._shows(_PROBE) and self._shows([{"type": "text", "text": _PROBE}])
 
     def _shows(self, content: Any) -> bool:
         try:
@@ -128,6 +124,16 @@ class Renderer:
             for turn, message in zip(listed, messages, strict=True)
         ]
 
+    @cached_property
+    def _header(self) -> str:
+        """What a generation prompt adds after a user's message."""
+        bound, asked = self._bind(), self._given([Message("user", _PROBE)])
+        try:
+            text, prompt = bound.render(asked), bound.render(asked, add_generation_prompt=True)
+        except TemplateError:
+            return ""
+        return prompt[len(text) :] if prompt.startswith(text) else ""
+
     def _next_stop(self, called: bool) -> str:
         """What ends a turn for which the template writes no stop token: the one it writes next."""
         if called not in self._next_stops:
@@ -156,7 +162,12 @@ class Renderer:
         try:
             bound, turns = self._bind(conversation.tools), self._given(conversation.messages)
             texts = lay_out(
-                bound, turns, self.facts.stop_texts, tags=self._tags, next_stop=self._next_stop
+                bound,
+                turns,
+                self.facts.stop_texts,
+                tags=self._tags,
+                header=self._header,
+                next_stop=self._next_stop,
             )
         except TemplateError as error:
             return _refuse(conversation, "template_error", error.message)

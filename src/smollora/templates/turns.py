@@ -6,7 +6,9 @@ including it (T). What the model must produce is T after P, up to the first stop
 stops: not the header, not a think block that the prompt supplies, not what the template writes
 after the stop token. If T is a prefix of the whole rendering the turn is trained there; a template
 that rewrites history (thinking removed from earlier turns) gives one text per trained turn instead.
-If P is not a prefix of T the conversation is refused.
+If P is not a prefix of T the conversation is refused; so it is where the template leaves out its
+header in one prompt and writes it in the turn (Gemma 4 after a result): a model would learn to
+write headers.
 
 The surprise: some templates (GLM) write no stop token at all. Their models stop at the header of
 whoever speaks next, so what the template writes there ends the turn.
@@ -64,6 +66,7 @@ def lay_out(
     stops: Sequence[str],
     *,
     tags: Sequence[str] = (),
+    header: str = "",
     next_stop: NextStop,
 ) -> tuple[RenderedText, ...] | Refusal:
     """Texts with their spans: one for a stable template; for one that rewrites history, one more
@@ -74,6 +77,7 @@ def lay_out(
         turns: the messages as the template takes them.
         stops: texts of the stop tokens.
         tags: delimiters; whoever writes one must be known.
+        header: what a generation prompt adds after a user's message.
         next_stop: what ends a turn that has no stop token of its own.
 
     Raises:
@@ -87,6 +91,12 @@ def lay_out(
         prompt = bound.render(turns[:index], add_generation_prompt=True)
         last = index + 1 == len(turns)
         until = whole if last else bound.render(turns[: index + 1])
+        if header and until.startswith(prompt + header):
+            return Refusal(
+                "prompt_mismatch",
+                f"message {index}: the trained turn starts with {header[:40]!r}, which the"
+                " generation prompt leaves out here",
+            )
         text = _turn_text(prompt, until, index, stops, partial(next_stop, "tool_calls" in turn))
         if isinstance(text, Refusal):
             return text
