@@ -9,7 +9,7 @@ between prompt and answer, and then the row is refused, for no server would send
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -247,7 +247,9 @@ class Renderer:
         trained: tuple[bool, ...] = ()
         for span in item.spans:
             start = _first_token(encoding, item.text, span.start)
-            if span.trained and not _starts_at(encoding, start, span.start):
+            if span.trained and not _starts_at(
+                encoding, start, span.start, self.tokenizer.backend_tokenizer.decode
+            ):
                 # offsets may leave out space; the prompt's own tokens settle it
                 prompt = self.tokenizer.backend_tokenizer.encode(
                     item.text[: span.start], add_special_tokens=False
@@ -297,5 +299,15 @@ def _first_token(encoding: Any, text: str, position: int) -> int:
     return token
 
 
-def _starts_at(encoding: Any, token: int, position: int) -> bool:
-    return token < len(encoding) and bool(encoding.token_to_chars(token)[0] == position)
+def _starts_at(encoding: Any, token: int, position: int, decode: Callable[..., str]) -> bool:
+    """Whether a token starts exactly there.
+
+    Some tokenizers (Llama 3's) leave the space of a token out of its offsets: where there is a gap
+    before the token, its own text says how far it reaches.
+    """
+    if token >= len(encoding) or encoding.token_to_chars(token)[0] != position:
+        return False
+    if not token or encoding.token_to_chars(token - 1)[1] == position:
+        return True
+    start, end = encoding.token_to_chars(token)
+    return len(decode([encoding.ids[token]], skip_special_tokens=False)) == end - start

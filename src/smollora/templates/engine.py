@@ -21,11 +21,10 @@ from typing import Any
 
 from smollora.errors import TemplateError
 from smollora.templates.given import plain, plain_message
-from smollora.templates.growth import check_length
+from smollora.templates.growth import MAX_CHARACTERS, check_length
 from smollora.templates.sandbox import (
     MemoKey,
     Program,
-    check_time,
     compile_template,
     explain,
     run,
@@ -198,8 +197,8 @@ class BoundTemplate:
             for piece in template.root_render_func(context):
                 pieces.append(piece)
                 run.length += len(piece)
-                check_length(run.length)
-                check_time()
+                if run.length > MAX_CHARACTERS:
+                    check_length(run.length)
         except Exception as error:
             raise explain(error, template) from error
         finally:

@@ -161,7 +161,8 @@ def _bounded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_numbers((*args[skip + 1 :], *kwargs.values()))
+        if name in _COUNTED:
+            _check_numbers((*args[skip + 1 :], *kwargs.values()))
         if measure is not None:
             check_length(_measured(measure, *args[skip:], **kwargs))
         return function(*args, **kwargs)

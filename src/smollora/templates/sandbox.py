@@ -29,7 +29,7 @@ from smollora.errors import TemplateError
 from smollora.templates import growth
 from smollora.templates.growth import PastLimit, check_length
 
-MemoKey = tuple[int, bool, int | str | None, tuple[str, str] | None, bool]
+MemoKey = tuple[int, bool, int | str | None, tuple[str, ...] | None, bool]
 
 
 class RunState(threading.local):
@@ -168,7 +168,7 @@ def _tojson(
     value: Any,
     ensure_ascii: bool = False,
     indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
+    separators: Sequence[str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     """JSON as it is; Jinja's own filter escapes HTML characters.
@@ -176,25 +176,27 @@ def _tojson(
     The prompt of each turn repeats the tools, and most of a rendering is their JSON: it is kept.
     """
     growth.check_indent(indent)
+    pair = tuple(separators) if separators else None  # a template may write a list
+    encoder = _encoder(ensure_ascii, indent, pair, sort_keys)
     memo = run.json
     if memo is None or id(value) not in run.kept:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-    key = (id(value), ensure_ascii, indent, separators, sort_keys)
+        return encoder.encode(value)
+    key = (id(value), ensure_ascii, indent, pair, sort_keys)
     if key not in memo:
-        memo[key] = json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
+        memo[key] = encoder.encode(value)
     return memo[key]
+
+
+@lru_cache(maxsize=64)
+def _encoder(
+    ensure_ascii: bool,
+    indent: int | str | None,
+    separators: Any,
+    sort_keys: bool,
+) -> json.JSONEncoder:
+    return json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> str:
