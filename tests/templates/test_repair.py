@@ -219,7 +219,8 @@ def test_a_template_that_knows_only_two_roles_is_handed_all_the_rest_in_their_tu
     said = ChatTemplate(result.source).render([system, *CHAT], TOOLS, bos_token="<bos>")
     assert said == (
         "<bos><start_of_turn>user\nBe tall.\n\n# Tools\n\nYou may call one or more functions to"
-        " assist with the user. Call only a function that fits the request; otherwise answer in plain"
+        " assist with the user. Call only a function that fits the request; otherwise answer"
+        " in plain"
         " text.\n\n<tools>\n"
         '{"name": "fly", "description": "Fly", "parameters": {"type": "object"}}\n'
         "</tools>\n\nFor each function call, write:\n<tool_call>\n"
