@@ -19,6 +19,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from smollora.errors import ConfigError
 
 Embeddings = Literal["lora", "tool_tokens", "frozen"]
+Form = Literal[
+    "auto", "hermes", "sharegpt", "openai", "messages", "swift", "xlam", "glaive", "alpaca"
+]
 RATES = (
     "emission",
     "valid_json",
@@ -38,6 +41,10 @@ RATES = (
 def _on_or_off(value: Any) -> Any:
     """YAML 1.1 reads a bare on or off as a boolean."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Filter = Annotated[Literal["remove", "report", "off"], BeforeValidator(_on_or_off)]
+"""What becomes of a row that a filter finds: rejected, noted in changed.parquet, not looked for."""
 
 
 class Section(BaseModel):
@@ -79,10 +86,15 @@ class SourceSection(Section):
     name: str
     path: str = Field(
         description=(
-            "starter:tools, starter:general, a .jsonl/.json file, or hub:OWNER/NAME[:CONFIG]."
+            "starter:tools, starter:general, a file or folder (.jsonl, .json, either also .gz or"
+            " .zst; .parquet), or hub:OWNER/NAME[:CONFIG]."
         )
     )
     kind: Literal["tool", "general"]
+    form: Form = Field(
+        default="auto", description="How its records are written; auto: told from their keys."
+    )
+    split: str = Field(default="train", description="hub: only: which split.")
     limit: int | None = Field(default=None, ge=1, description="Read at most so many rows.")
     share: float = Field(
         default=1.0,
