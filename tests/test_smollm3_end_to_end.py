@@ -271,7 +271,7 @@ def test_verify_proves_that_both_ids_stand_in_the_labelled_region(finished: Fini
 
     found = finished.summary("verify")
     assert (found["rows_with_calls"], found["rows_proved"], found["failures"]) == (5, 5, [])
-    table = pq.read_table(finished.run.folder / "prepare" / "rows.parquet").to_pylist()
+    table = pq.read_table(finished.run.folder / "prepare" / "rows").to_pylist()
     calling = [row for row in table if row["kind"] == "call"]
     assert len(calling) == 5
     for row in table:

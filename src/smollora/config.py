@@ -22,6 +22,8 @@ Embeddings = Literal["lora", "tool_tokens", "frozen"]
 Form = Literal[
     "auto", "hermes", "sharegpt", "openai", "messages", "swift", "xlam", "glaive", "alpaca"
 ]
+Engine = Literal["in_process", "local", "slurm", "ray"]
+Kind = Literal["call", "no_call", "no_tools"]
 RATES = (
     "emission",
     "valid_json",
@@ -104,6 +106,22 @@ class SourceSection(Section):
     )
 
 
+class SlurmSection(Section):
+    """What `prepare.engine=slurm` asks the cluster for, per task."""
+
+    partition: str = "cpu"
+    time: str = Field(default="04:00:00", description="Limit of one task, HH:MM:SS.")
+    memory_gb: int = Field(default=4, ge=1, description="Memory of one task, GiB.")
+    qos: str = Field(default="", description="Quality of service; empty: the cluster's default.")
+    setup: str = Field(
+        default="",
+        description=(
+            "Shell line that makes smollora's environment active on a node; empty: the bin folder"
+            " of this one comes first on PATH."
+        ),
+    )
+
+
 class PrepareSection(Section):
     """Which rows, and how long."""
 
@@ -122,6 +140,35 @@ class PrepareSection(Section):
     validation_share: float = Field(
         default=0.02, ge=0, lt=1, description="Share of rows held back for the validation loss."
     )
+    duplicates: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="drop: of conversations that render to the same tokens only the first stays.",
+    )
+    negatives: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description=(
+            "For this share of the general rows without tools a second row is built: the same"
+            " exchange beside tools that have nothing to do with it."
+        ),
+    )
+    shard_rows: int = Field(
+        default=8192, ge=1, description="Records a shard: what one task reads and one file holds."
+    )
+    engine: Engine = Field(
+        default="in_process",
+        description=(
+            "Where the tasks run: in_process, or by datatrove (smollora[scale]) on local"
+            " processes, a Slurm cluster or a Ray cluster. The rows are the same."
+        ),
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tasks at a time, for engines other than in_process; None: one a core.",
+    )
+    slurm: SlurmSection = SlurmSection()
 
 
 class MixSection(Section):
@@ -133,8 +180,29 @@ class MixSection(Section):
     by: Literal["rows", "labelled_tokens"] = Field(
         default="rows", description="What the shares count."
     )
+    sources: dict[str, float] | None = Field(
+        default=None, description="Share of each source by its name; takes tool_share's place."
+    )
+    kinds: dict[Kind, float] | None = Field(
+        default=None,
+        description=(
+            "Share of each kind: call, no_call (tools on offer, answered in words), no_tools;"
+            " takes tool_share's place. With sources, both hold."
+        ),
+    )
     rows: int | None = Field(default=None, ge=1, description="At most so many rows in all.")
     seed: int = 7
+
+    @field_validator("sources", "kinds")
+    @classmethod
+    def _adds_up(cls, shares: dict[str, float] | None) -> dict[str, float] | None:
+        if shares is None:
+            return None
+        if any(share < 0 for share in shares.values()):
+            raise ValueError("a share cannot be negative")
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares add up to {sum(shares.values()):g}, not to 1")
+        return shares
 
 
 class PartWeights(Section):

@@ -263,7 +263,7 @@ def test_rows_come_back_from_disk_as_they_went(tmp_path: Path) -> None:
         said("a", "b", "c", "d"),
     )
     write_rows(made.rows, tmp_path / "rows.parquet")
-    assert read_prepared(tmp_path / "rows.parquet") == list(made.rows)
+    assert list(read_prepared(tmp_path / "rows.parquet")) == list(made.rows)
 
 
 def test_a_broken_file_of_rows_says_what_to_do(tmp_path: Path) -> None:

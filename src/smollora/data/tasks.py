@@ -1,0 +1,470 @@
+"""Preparing in tasks: a task is a stretch of one source's records, and makes one shard.
+
+In: the recipe's prepare section, a `Renderer`, the folder of the stage. Out: `rows/NNNNN.parquet`,
+`rejected.jsonl`, and what was counted. A task leaves its shard, its rejects and, written last, its
+counts, so that a killed run goes on with the first task that has none. Which records a task holds
+depends on the source and `shard_rows` alone: whoever runs the tasks, and in whatever order, the
+files are the same.
+
+    FOLDER/rows/00000.parquet        the prepared set
+    FOLDER/rejected.jsonl            every rejected record and why
+    FOLDER/work/key                  what the tasks were planned from; another key starts afresh
+    FOLDER/work/counts/00000.json    a finished task
+    FOLDER/work/rejected/00000.jsonl its rejects
+
+`work/` goes when all is done.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from smollora.config import PrepareSection, SourceSection
+from smollora.data.prepare import (
+    RowOutcome,
+    holds_no_rows,
+    nothing_left,
+    plan_negatives,
+    prepare_batches,
+    records_of,
+)
+from smollora.data.shards import ShardWriter, drop_rows, shard_paths
+from smollora.data.sources import Undecodable, read_rows
+from smollora.render import Renderer
+from smollora.runs import hash_of, read_json, read_jsonl, write_json, write_jsonl, write_whole
+
+OnRows = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """A stretch of one source."""
+
+    rank: int
+    source: int
+    """Index into prepare.sources."""
+    path: str
+    """The file it is read from."""
+    start: int
+    end: int
+    """Bytes of the file."""
+    first: int
+    """Number of the line that starts at `start`, from 1."""
+    spooled: bool = False
+    """True if the file holds records that `spool` wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one task did, or all of them together."""
+
+    rows_in: int = 0
+    rows_rendered: int = 0
+    rejected: dict[str, int] | None = None
+    shortened: int = 0
+    tokens: int = 0
+    labelled_tokens: int = 0
+    built: int = 0
+    """Rows that were built, not read; they are among rows_rendered."""
+    built_left_out: int = 0
+
+    def plus(self, other: Counts) -> Counts:
+        """The sums."""
+        reasons = dict(self.rejected or {})
+        for reason, count in (other.rejected or {}).items():
+            reasons[reason] = reasons.get(reason, 0) + count
+        sums = {
+            name: value + getattr(other, name)
+            for name, value in asdict(self).items()
+            if name != "rejected"
+        }
+        return Counts(**sums, rejected=reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """The folder of the stage."""
+
+    folder: Path
+
+    @property
+    def rows(self) -> Path:
+        """The prepared set."""
+        return self.folder / "rows"
+
+    @property
+    def work(self) -> Path:
+        """What is only needed until all tasks are done."""
+        return self.folder / "work"
+
+    def shard(self, rank: int) -> Path:
+        """The shard that a task writes."""
+        return self.rows / f"{rank:05d}.parquet"
+
+    def counts(self, rank: int) -> Path:
+        """What a finished task counted."""
+        return self.work / "counts" / f"{rank:05d}.json"
+
+    def rejected(self, rank: int) -> Path:
+        """What a task rejected."""
+        return self.work / "rejected" / f"{rank:05d}.jsonl"
+
+    def open(self, key: str) -> None:
+        """Keep the tasks that were finished under the same key, drop everything else."""
+        marker = self.work / "key"
+        if not marker.is_file() or marker.read_text(encoding="utf-8") != key:
+            shutil.rmtree(self.work, ignore_errors=True)
+            shutil.rmtree(self.rows, ignore_errors=True)
+            write_whole(marker, key)
+
+
+def task_key(section: PrepareSection, renderer: Renderer, *, seed: int, code: str) -> str:
+    """What the shards depend on: rows, template, tokenizer, recipe and code."""
+    stats = []
+    for source in section.sources:
+        path = Path(source.path).expanduser()
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stats += [
+            f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
+            for file in files
+            if file.is_file()
+        ]
+    return hash_of(
+        section.model_dump(mode="json", exclude={"engine", "workers", "slurm"}),
+        section.engine == "in_process",  # whose half-done work looks different
+        seed,
+        renderer.facts.model_dump(mode="json"),
+        hash_of(renderer.tokenizer.backend_tokenizer.to_str()),
+        code,
+        stats,
+    )
+
+
+# ── which records ────────────────────────────────────────────────────────────────────────────────
+
+
+def is_seekable(source: SourceSection) -> bool:
+    """True for a plain file of lines: a task can begin in its middle."""
+    path = Path(source.path).expanduser()
+    return path.suffix == ".jsonl" and path.is_file() and path.stat().st_size > 0
+
+
+def plan_file(path: Path, size: int, limit: int | None) -> Iterator[tuple[int, int, int]]:
+    """(first byte, byte after the last, number of the first line) of stretches of `size` records;
+    empty lines are no records.
+    """
+    with path.open("rb") as stream:
+        start = at = records = total = 0
+        first = 1
+        for number, line in enumerate(stream, 1):
+            at += len(line)
+            records += bool(line.strip())
+            if records == size or (limit is not None and total + records == limit):
+                yield start, at, first
+                total += records
+                start, first, records = at, number + 1, 0
+                if total == limit:
+                    return
+        if records:
+            yield start, at, first
+
+
+def plan_source(
+    index: int, source: SourceSection, path: Path, rank: int, size: int, *, spooled: bool = False
+) -> list[ShardTask]:
+    """The tasks of one file of lines, ranks counted from `rank`."""
+    stretches = plan_file(path, size, None if spooled else source.limit)
+    return [
+        ShardTask(rank + place, index, str(path), start, end, first, spooled)
+        for place, (start, end, first) in enumerate(stretches)
+    ]
+
+
+def spool(records: Iterable[tuple[int, Any]], path: Path) -> None:
+    """Write a source that cannot be entered in its middle (packed, nested, generated, remote) as
+    lines of records.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8", errors="surrogatepass") as stream:
+        for number, record in records:
+            found = (
+                {"row": number, "undecodable": record.detail}
+                if isinstance(record, Undecodable)
+                else {"row": number, "record": record}
+            )
+            stream.write(json.dumps(found, default=str) + "\n")
+    partial.replace(path)
+
+
+def read_task(task: ShardTask, work: Path) -> Iterator[tuple[int, Any]]:
+    """(number, record) of a task's records."""
+    path = Path(task.path)
+    if task.spooled:
+        with path.open("rb") as stream:
+            stream.seek(task.start)
+            while stream.tell() < task.end:
+                found = json.loads(stream.readline())
+                broken = found.get("undecodable")
+                yield found["row"], found["record"] if broken is None else Undecodable(broken)
+        return
+    if task.start == 0 and task.end == path.stat().st_size:
+        yield from read_rows(path)
+        return
+    part = work / "stretches" / f"{task.rank:05d}.jsonl"
+    _copy_bytes(path, part, task.start, task.end)
+    try:
+        for number, record in read_rows(part):
+            number += task.first - 1
+            if isinstance(record, Undecodable):
+                record = Undecodable(re.sub(r"^line \d+", f"line {number}", record.detail))
+            yield number, record
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _copy_bytes(source: Path, target: Path, start: int, end: int) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as read, target.open("wb") as written:
+        read.seek(start)
+        while start < end:
+            block = read.read(min(1 << 20, end - start))
+            if not block:
+                break
+            written.write(block)
+            start += len(block)
+
+
+# ── running in this process ──────────────────────────────────────────────────────────────────────
+
+
+def prepare_set(
+    section: PrepareSection,
+    renderer: Renderer,
+    folder: Path,
+    *,
+    seed: int,
+    code: str = "",
+    on_rows: OnRows | None = None,
+) -> Counts:
+    """Prepare every source into `folder`, in this process; goes on where a killed run stopped.
+
+    Raises:
+        DataError: as `prepare_rows`.
+        SmolloraError: the disk is full.
+    """
+    place = Workplace(folder)
+    place.open(task_key(section, renderer, seed=seed, code=code))
+    negatives = plan_negatives(section, seed)
+    done = 0
+    total = Counts()
+    ranks: list[int] = []
+    for index, source in enumerate(section.sources):
+        before = total.rows_in
+        for rank, records in _stretches(index, source, section, len(ranks), seed, place):
+            ranks.append(rank)
+            if place.counts(rank).is_file():
+                counts = Counts(**read_json(place.counts(rank)))
+                for _ in records if not is_seekable(source) else ():
+                    pass  # a stream has to be read past what is done
+            else:
+                told = _from(done, on_rows) if on_rows else None
+                outcomes = prepare_batches(records, source, section, renderer, negatives)
+                counts = write_task(place, rank, outcomes, on_rows=told)
+            done += counts.rows_in
+            total = total.plus(counts)
+        if total.rows_in == before:
+            raise holds_no_rows(source)
+    return finish(place, ranks, total, section)
+
+
+def _from(done: int, on_rows: OnRows) -> OnRows:
+    return lambda rows: on_rows(done + rows)
+
+
+def _stretches(
+    index: int,
+    source: SourceSection,
+    section: PrepareSection,
+    rank: int,
+    seed: int,
+    place: Workplace,
+) -> Iterator[tuple[int, Iterator[tuple[int, Any]]]]:
+    """(rank, records) of the tasks of one source."""
+    if is_seekable(source):
+        path = Path(source.path).expanduser()
+        for task in plan_source(index, source, path, rank, section.shard_rows):
+            yield task.rank, read_task(task, place.work)
+        return
+    records = records_of(source, seed)
+    while (first := next(records, None)) is not None:
+        yield rank, chain([first], islice(records, section.shard_rows - 1))
+        rank += 1
+
+
+def write_task(
+    place: Workplace,
+    rank: int,
+    batches: Iterable[Sequence[RowOutcome]],
+    *,
+    on_rows: OnRows | None = None,
+) -> Counts:
+    """Write what became of a task's records: rejects, shard and, last, counts."""
+    counts = Counts(rejected={})
+    rejects = []
+    with ShardWriter(place.shard(rank)) as writer:
+        for outcomes in batches:
+            for outcome in outcomes:
+                counts = count_outcome(counts, outcome)
+                if outcome.reject:
+                    rejects.append(asdict(outcome.reject))
+                if outcome.rows:
+                    writer.add(outcome.rows)
+                if outcome.built:
+                    writer.add(outcome.built)
+            if on_rows:
+                on_rows(counts.rows_in)
+        write_jsonl(place.rejected(rank), rejects)
+        writer.commit()
+    write_json(place.counts(rank), asdict(counts))
+    return counts
+
+
+def count_outcome(counts: Counts, outcome: RowOutcome) -> Counts:
+    """`counts` with one more record."""
+    reasons = counts.rejected or {}
+    if outcome.reject:
+        reasons[outcome.reject.reason] = reasons.get(outcome.reject.reason, 0) + 1
+    rows = (*outcome.rows, *outcome.built)
+    return Counts(
+        counts.rows_in + 1,
+        counts.rows_rendered + len(rows),
+        reasons,
+        counts.shortened + outcome.shortened,
+        counts.tokens + sum(len(row.rendered.token_ids) for row in rows),
+        counts.labelled_tokens + sum(row.rendered.trained.count(True) for row in rows),
+        counts.built + len(outcome.built),
+        counts.built_left_out + outcome.built_left_out,
+    )
+
+
+# ── all tasks done ───────────────────────────────────────────────────────────────────────────────
+
+
+def finish(
+    place: Workplace, ranks: Sequence[int], total: Counts, section: PrepareSection
+) -> Counts:
+    """Put the pieces together once every task is done; can be killed and called again.
+
+    Raises:
+        DataError: no row is left.
+    """
+    if not total.rows_rendered:
+        raise nothing_left(total.rows_in, total.rejected or {})
+    known = {place.shard(rank) for rank in ranks}
+    for path in shard_paths(place.rows):
+        if path not in known:
+            path.unlink()
+    repeated: list[dict[str, Any]] = []
+    if section.duplicates == "drop":
+        repeated, total = _drop_duplicates(place, total, section)
+    names = [source.name for source in section.sources]
+    with _replacing(place.folder / "rejected.jsonl") as stream:
+        for rank in ranks:
+            rejects = read_jsonl(place.rejected(rank)) if place.rejected(rank).is_file() else []
+            for reject in sorted(rejects, key=lambda item: int(item["row"])):
+                stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
+        for reject in sorted(repeated, key=lambda item: (names.index(item["source"]), item["row"])):
+            stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
+    (place.work / "key").unlink()  # first: half of the folder must not look like work in progress
+    shutil.rmtree(place.work)
+    return replace(total, rejected=dict(sorted((total.rejected or {}).items())))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """A text file that takes its place once it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+        yield stream
+    partial.replace(path)
+
+
+def _drop_duplicates(
+    place: Workplace, total: Counts, section: PrepareSection
+) -> tuple[list[dict[str, Any]], Counts]:
+    """Take repeated conversations out of the shards: their rejects, and what is left.
+
+    What goes is written down before the first shard is rewritten, so that a second call after a
+    kill takes out the same rows.
+    """
+    listed = place.work / "duplicates.jsonl"
+    if not listed.is_file():
+        write_jsonl(listed, find_duplicates(shard_paths(place.rows)))
+    found = read_jsonl(listed)
+    by_shard: dict[str, list[int]] = {}
+    for item in found:
+        by_shard.setdefault(item["shard"], []).append(item["row"])
+    for name, rows in by_shard.items():
+        drop_rows(place.rows / name, rows)
+    gone = Counts(
+        rows_rendered=-sum(item["rows"] for item in found),
+        rejected={"duplicate": len(found)} if found else {},
+        tokens=-sum(item["tokens"] for item in found),
+        labelled_tokens=-sum(item["labelled_tokens"] for item in found),
+        built=-sum(item["built"] for item in found),
+    )
+    rejects = [
+        {name: item[name] for name in ("source", "row", "reason", "detail")} for item in found
+    ]
+    return rejects, total.plus(gone)
+
+
+def find_duplicates(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Records whose conversation renders to the same tokens and labels as an earlier one.
+
+    Compares 64-bit digests; memory: some bytes a row.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    names = ["row", "built", "digest", "length", "labelled", "source"]
+    shards = [pq.read_table(path, columns=names, memory_map=True) for path in paths]
+    digest = np.concatenate([table["digest"].to_numpy() for table in shards])
+    built = np.concatenate([table["built"].to_numpy() for table in shards])
+    row = np.concatenate([table["row"].to_numpy() for table in shards])
+    shard = np.repeat(np.arange(len(shards)), [table.num_rows for table in shards])
+    record = shard.astype(np.int64) * (int(row.max()) + 1) + row
+    own = np.flatnonzero(~built)
+    _, earliest, group = np.unique(digest[own], return_index=True, return_inverse=True)
+    first = own[earliest[group]]  # of each read row: where its digest stands first
+    again = record[first] != record[own]
+    origin = dict(zip(record[own[again]].tolist(), first[again].tolist(), strict=True))
+    found = []
+    for key, where in sorted(origin.items()):
+        number, at = divmod(key, int(row.max()) + 1)
+        table = shards[number]
+        mine = np.flatnonzero(table["row"].to_numpy() == at)
+        named = shards[shard[where]]["source"][0].as_py()
+        found.append(
+            {
+                "source": table["source"][int(mine[0])].as_py(),
+                "row": at,
+                "reason": "duplicate",
+                "detail": f"the same tokens as row {row[where]} of {named}",
+                "shard": paths[number].name,
+                "rows": len(mine),
+                "tokens": int(table["length"].to_numpy()[mine].sum()),
+                "labelled_tokens": int(table["labelled"].to_numpy()[mine].sum()),
+                "built": int(table["built"].to_numpy()[mine].sum()),
+            }
+        )
+    return found
