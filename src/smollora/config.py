@@ -140,9 +140,28 @@ class PrepareSection(Section):
     validation_share: float = Field(
         default=0.02, ge=0, lt=1, description="Share of rows held back for the validation loss."
     )
-    duplicates: Literal["keep", "drop"] = Field(
-        default="keep",
-        description="drop: of conversations that render to the same tokens only the first stays.",
+    duplicates: Filter = Field(
+        default="remove",
+        description="Conversations that are equal, turns and tools: only the first stays.",
+    )
+    near_duplicates: Filter = Field(
+        default="remove",
+        description="Conversations under the same tools that say nearly the same, or only the"
+        " beginning of another.",
+    )
+    near_duplicate_threshold: float = Field(
+        default=0.9,
+        ge=0.5,
+        le=1,
+        description="Share of three-word sequences from which on two are near duplicates.",
+    )
+    overlap: Filter = Field(
+        default="remove", description="Rows that hold a question or a tool of an evaluation."
+    )
+    overlap_with: tuple[str, ...] = Field(
+        default=("starter:heldout",),
+        description="The evaluations: starter:heldout, bfcl (downloaded from PyPI once),"
+        " bfcl:CATEGORY, or a .jsonl of cases.",
     )
     negatives: float = Field(
         default=0.0,

@@ -80,7 +80,8 @@ def _input_files(stage: str, recipe: Recipe) -> list[str]:
         paths += sorted([*source.glob("*.json"), *source.glob("*.jinja")])
         paths.append(Path(recipe.model.template).expanduser())
     if stage == "prepare":
-        for place in (Path(entry.path).expanduser() for entry in recipe.prepare.sources):
+        named = (*(entry.path for entry in recipe.prepare.sources), *recipe.prepare.overlap_with)
+        for place in (Path(name).expanduser() for name in named):
             paths += sorted(place.rglob("*")) if place.is_dir() else [place]
     if stage == "probe":
         paths.append(Path(recipe.probe.cases).expanduser())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from smollora.config import Recipe
+from smollora.config import PrepareSection, Recipe
 from smollora.errors import (
     ConfigError,
     DataError,
@@ -47,6 +47,7 @@ from smollora.tokens import RESULT_TAGS, TokenFacts, read_token_facts
 from smollora.types import Check, EvalCase
 
 if TYPE_CHECKING:
+    from smollora.data.overlap import Overlap
     from smollora.data.shards import PreparedSet
 
 PREVIEW_ROWS = 60
@@ -212,16 +213,25 @@ def prepare(run: Run) -> dict[str, Any]:
     renderer = load_renderer(run)
     section, seed = run.recipe.prepare, run.recipe.mix.seed
     folder = run.folder / "prepare"
+    overlap = load_overlap(section)
     if section.engine == "in_process":
         from smollora.data.tasks import prepare_set
 
         with meter(run.console, "prepare", unit="rows") as shown:
             counts = prepare_set(
-                section, renderer, folder, seed=seed, code=code_version(), on_rows=shown.to
+                section,
+                renderer,
+                folder,
+                seed=seed,
+                code=code_version(),
+                overlap=overlap,
+                on_rows=shown.to,
             )
     else:
         prepare_on_engine = import_scale(section.engine).prepare_on_engine
-        counts = prepare_on_engine(section, renderer, folder, seed=seed, code=code_version())
+        counts = prepare_on_engine(
+            section, renderer, folder, seed=seed, code=code_version(), overlap=overlap
+        )
     rejected = counts.rejected or {}
     return {
         "rows_in": counts.rows_in,
@@ -230,10 +240,40 @@ def prepare(run: Run) -> dict[str, Any]:
         "rows_built": counts.built,
         "built_left_out": counts.built_left_out,
         "rejected": rejected,
+        "changed": counts.changed or {},
+        "forms": counts.forms or {},
         "shortened": counts.shortened,
         "tokens": counts.tokens,
         "labelled_tokens": counts.labelled_tokens,
     }
+
+
+def load_overlap(section: PrepareSection) -> Overlap | None:
+    """What training rows must not hold; None if the recipe does not ask. `bfcl` downloads a wheel,
+    once.
+
+    Raises:
+        ConfigError: an evaluation that is not known.
+        DataError: one that cannot be read.
+    """
+    if section.overlap == "off" or not section.overlap_with:
+        return None
+    from smollora.data.overlap import Overlap
+
+    cases = [case for name in section.overlap_with for case in _evaluation_cases(name)]
+    return Overlap(cases, remove=section.overlap == "remove")
+
+
+def _evaluation_cases(name: str) -> list[EvalCase]:
+    from smollora.evaluate.cases import BFCL_SINGLE_TURN, starter_cases
+    from smollora.evaluate.run import load_suite
+
+    if name == "starter:heldout":
+        return starter_cases()
+    if name == "bfcl":
+        categories = (f"bfcl:{category}" for category in BFCL_SINGLE_TURN)
+        return [case for category in categories for case in load_suite(category, None)]
+    return load_suite(name, None)
 
 
 def import_scale(engine: str) -> Any:

@@ -29,6 +29,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from smollora.config import PrepareSection, SourceSection
 from smollora.data.negatives import Negatives
+from smollora.data.overlap import Overlap
 from smollora.data.prepare import (
     BATCH,
     RowOutcome,
@@ -57,7 +58,7 @@ from smollora.formats import get_format
 from smollora.render import Renderer
 from smollora.runs import read_json, read_jsonl, write_json, write_jsonl, write_whole
 from smollora.tokens import TokenFacts
-from smollora.types import Conversation, Reject
+from smollora.types import Reject
 from smollora.verify import check_row
 
 
@@ -150,9 +151,15 @@ class Convert(BaseFilter):  # type: ignore[misc]
 
     name = "smollora convert"
 
-    def __init__(self, tasks: Sequence[ShardTask], section: PrepareSection, rejects: Path) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[ShardTask],
+        section: PrepareSection,
+        overlap: Overlap | None,
+        rejects: Path,
+    ) -> None:
         super().__init__(RejectWriter(rejects, "convert"))
-        self.tasks, self.section = tuple(tasks), section
+        self.tasks, self.section, self.overlap = tuple(tasks), section, overlap
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Converts with the settings of the task's source."""
@@ -162,8 +169,8 @@ class Convert(BaseFilter):  # type: ignore[misc]
     def filter(self, doc: Any) -> bool | tuple[bool, str]:
         """True, or the slug of the reason why not."""
         number = doc.metadata["number"]
-        found = convert(number, doc.metadata.pop("record"), self.source)
-        if isinstance(found, Conversation):
+        found = convert(number, doc.metadata.pop("record"), self.source, self.overlap)
+        if not isinstance(found, Reject):
             doc.metadata["conversation"] = found
             return True
         if self.section.strict:
@@ -259,7 +266,13 @@ class WriteShard(PipelineStep):  # type: ignore[misc]
 
 
 def prepare_on_engine(
-    section: PrepareSection, renderer: Renderer, folder: Path, *, seed: int, code: str = ""
+    section: PrepareSection,
+    renderer: Renderer,
+    folder: Path,
+    *,
+    seed: int,
+    code: str = "",
+    overlap: Overlap | None = None,
 ) -> Counts:
     """Prepare every source into `folder` on `section.engine`; tasks that are done are skipped.
 
@@ -278,7 +291,7 @@ def prepare_on_engine(
     rejects = place.work / "rejected"
     steps = [
         RecordReader(tasks, place.folder),
-        Convert(tasks, section, rejects),
+        Convert(tasks, section, overlap, rejects),
         Render(tasks, section, files, plan_negatives(section, seed), rejects),
         WriteShard(place.folder),
     ]

@@ -1,16 +1,17 @@
 """Preparing in tasks: a task is a stretch of one source's records, and makes one shard.
 
 In: the recipe's prepare section, a `Renderer`, the folder of the stage. Out: `rows/NNNNN.parquet`,
-`rejected.jsonl`, and what was counted. A task leaves its shard, its rejects and, written last, its
-counts, so that a killed run goes on with the first task that has none. Which records a task holds
-depends on the source and `shard_rows` alone: whoever runs the tasks, and in whatever order, the
-files are the same.
+`rejected.parquet`, `changed.parquet`, and what was counted. A task leaves its shard, its rejects
+and, written last, its counts, so that a killed run goes on with the first task that has none. Which
+records a task holds depends on the source and `shard_rows` alone: whoever runs the tasks, and in
+whatever order, the files are the same.
 
     FOLDER/rows/00000.parquet        the prepared set
-    FOLDER/rejected.jsonl            every rejected record and why
+    FOLDER/rejected.parquet          every rejected record and why
+    FOLDER/changed.parquet           every change to a record that is kept
     FOLDER/work/key                  what the tasks were planned from; another key starts afresh
     FOLDER/work/counts/00000.json    a finished task
-    FOLDER/work/rejected/00000.jsonl its rejects
+    FOLDER/work/rejected/00000.jsonl its rejects; beside it, its changes and sketches
 
 `work/` goes when all is done.
 """
@@ -21,13 +22,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from smollora.config import PrepareSection, SourceSection
+from smollora.data.ledger import write_ledger
+from smollora.data.overlap import Overlap
 from smollora.data.prepare import (
     RowOutcome,
     holds_no_rows,
@@ -36,8 +38,9 @@ from smollora.data.prepare import (
     prepare_batches,
     records_of,
 )
+from smollora.data.repeats import list_repeats, sketch_entry, write_sketches
 from smollora.data.shards import ShardWriter, drop_rows, shard_paths
-from smollora.data.sources import Undecodable, read_rows
+from smollora.data.sources import FromArrow, Undecodable, read_rows
 from smollora.render import Renderer
 from smollora.runs import hash_of, read_json, read_jsonl, write_json, write_jsonl, write_whole
 
@@ -69,6 +72,9 @@ class Counts:
     rows_in: int = 0
     rows_rendered: int = 0
     rejected: dict[str, int] | None = None
+    changed: dict[str, int] | None = None
+    forms: dict[str, int] | None = None
+    """Records that rendered, by source and record form: "mine: openai"."""
     shortened: int = 0
     tokens: int = 0
     labelled_tokens: int = 0
@@ -78,15 +84,16 @@ class Counts:
 
     def plus(self, other: Counts) -> Counts:
         """The sums."""
-        reasons = dict(self.rejected or {})
-        for reason, count in (other.rejected or {}).items():
-            reasons[reason] = reasons.get(reason, 0) + count
-        sums = {
-            name: value + getattr(other, name)
-            for name, value in asdict(self).items()
-            if name != "rejected"
-        }
-        return Counts(**sums, rejected=reasons)
+        sums: dict[str, Any] = {}
+        for name in self.__slots__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, int):
+                sums[name] = mine + theirs
+                continue
+            sums[name] = dict(mine or {})
+            for reason, count in (theirs or {}).items():
+                sums[name][reason] = sums[name].get(reason, 0) + count
+        return Counts(**sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,14 @@ class Workplace:
         """What a task rejected."""
         return self.work / "rejected" / f"{rank:05d}.jsonl"
 
+    def changed(self, rank: int) -> Path:
+        """What a task changed in the records that it kept."""
+        return self.work / "changed" / f"{rank:05d}.jsonl"
+
+    def sketches(self, rank: int) -> Path:
+        """What a task's records are compared by."""
+        return self.work / "sketches" / f"{rank:05d}.parquet"
+
     def open(self, key: str) -> None:
         """Keep the tasks that were finished under the same key, drop everything else."""
         marker = self.work / "key"
@@ -129,8 +144,8 @@ class Workplace:
 def task_key(section: PrepareSection, renderer: Renderer, *, seed: int, code: str) -> str:
     """What the shards depend on: rows, template, tokenizer, recipe and code."""
     stats = []
-    for source in section.sources:
-        path = Path(source.path).expanduser()
+    for read in (*(source.path for source in section.sources), *section.overlap_with):
+        path = Path(read).expanduser()
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         stats += [
             f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
@@ -197,9 +212,9 @@ def spool(records: Iterable[tuple[int, Any]], path: Path) -> None:
     with partial.open("w", encoding="utf-8", errors="surrogatepass") as stream:
         for number, record in records:
             found = (
-                {"row": number, "undecodable": record.detail}
+                {"row": number, "undecodable": record.detail, "reason": record.reason}
                 if isinstance(record, Undecodable)
-                else {"row": number, "record": record}
+                else {"row": number, "record": record, "arrow": isinstance(record, FromArrow)}
             )
             stream.write(json.dumps(found, default=str) + "\n")
     partial.replace(path)
@@ -213,8 +228,11 @@ def read_task(task: ShardTask, work: Path) -> Iterator[tuple[int, Any]]:
             stream.seek(task.start)
             while stream.tell() < task.end:
                 found = json.loads(stream.readline())
-                broken = found.get("undecodable")
-                yield found["row"], found["record"] if broken is None else Undecodable(broken)
+                if "undecodable" in found:
+                    yield found["row"], Undecodable(found["undecodable"], found["reason"])
+                else:
+                    record = found["record"]
+                    yield found["row"], FromArrow(record) if found["arrow"] else record
         return
     if task.start == 0 and task.end == path.stat().st_size:
         yield from read_rows(path)
@@ -225,7 +243,8 @@ def read_task(task: ShardTask, work: Path) -> Iterator[tuple[int, Any]]:
         for number, record in read_rows(part):
             number += task.first - 1
             if isinstance(record, Undecodable):
-                record = Undecodable(re.sub(r"^line \d+", f"line {number}", record.detail))
+                detail = re.sub(r"^line \d+", f"line {number}", record.detail)
+                record = Undecodable(detail, record.reason)
             yield number, record
     finally:
         part.unlink(missing_ok=True)
@@ -253,6 +272,7 @@ def prepare_set(
     *,
     seed: int,
     code: str = "",
+    overlap: Overlap | None = None,
     on_rows: OnRows | None = None,
 ) -> Counts:
     """Prepare every source into `folder`, in this process; goes on where a killed run stopped.
@@ -277,7 +297,7 @@ def prepare_set(
                     pass  # a stream has to be read past what is done
             else:
                 told = _from(done, on_rows) if on_rows else None
-                outcomes = prepare_batches(records, source, section, renderer, negatives)
+                outcomes = prepare_batches(records, source, section, renderer, negatives, overlap)
                 counts = write_task(place, rank, outcomes, on_rows=told)
             done += counts.rows_in
             total = total.plus(counts)
@@ -318,14 +338,19 @@ def write_task(
     on_rows: OnRows | None = None,
 ) -> Counts:
     """Write what became of a task's records: rejects, shard and, last, counts."""
-    counts = Counts(rejected={})
-    rejects = []
+    counts = Counts()
+    rejects: list[dict[str, Any]] = []
+    changes: list[dict[str, Any]] = []
+    sketches: list[dict[str, Any]] = []
     with ShardWriter(place.shard(rank)) as writer:
         for outcomes in batches:
             for outcome in outcomes:
                 counts = count_outcome(counts, outcome)
                 if outcome.reject:
                     rejects.append(asdict(outcome.reject))
+                changes.extend(asdict(change) for change in outcome.changes)
+                if outcome.sketch:
+                    sketches.append(sketch_entry(outcome))
                 if outcome.rows:
                     writer.add(outcome.rows)
                 if outcome.built:
@@ -333,6 +358,9 @@ def write_task(
             if on_rows:
                 on_rows(counts.rows_in)
         write_jsonl(place.rejected(rank), rejects)
+        write_jsonl(place.changed(rank), changes)
+        if sketches:
+            write_sketches(sketches, place.sketches(rank))
         writer.commit()
     write_json(place.counts(rank), asdict(counts))
     return counts
@@ -340,19 +368,22 @@ def write_task(
 
 def count_outcome(counts: Counts, outcome: RowOutcome) -> Counts:
     """`counts` with one more record."""
-    reasons = counts.rejected or {}
-    if outcome.reject:
-        reasons[outcome.reject.reason] = reasons.get(outcome.reject.reason, 0) + 1
     rows = (*outcome.rows, *outcome.built)
-    return Counts(
-        counts.rows_in + 1,
-        counts.rows_rendered + len(rows),
-        reasons,
-        counts.shortened + outcome.shortened,
-        counts.tokens + sum(len(row.rendered.token_ids) for row in rows),
-        counts.labelled_tokens + sum(row.rendered.trained.count(True) for row in rows),
-        counts.built + len(outcome.built),
-        counts.built_left_out + outcome.built_left_out,
+    changed = (change.reason for change in outcome.changes)
+    form = {f"{rows[0].source}: {outcome.form}": 1} if outcome.form and rows else {}
+    return counts.plus(
+        Counts(
+            rows_in=1,
+            rows_rendered=len(rows),
+            rejected={outcome.reject.reason: 1} if outcome.reject else {},
+            changed=dict.fromkeys(changed, 1),
+            forms=form,
+            shortened=int(outcome.shortened),
+            tokens=sum(len(row.rendered.token_ids) for row in rows),
+            labelled_tokens=sum(row.rendered.trained.count(True) for row in rows),
+            built=len(outcome.built),
+            built_left_out=outcome.built_left_out,
+        )
     )
 
 
@@ -367,104 +398,74 @@ def finish(
     Raises:
         DataError: no row is left.
     """
-    if not total.rows_rendered:
-        raise nothing_left(total.rows_in, total.rejected or {})
     known = {place.shard(rank) for rank in ranks}
     for path in shard_paths(place.rows):
         if path not in known:
             path.unlink()
-    repeated: list[dict[str, Any]] = []
-    if section.duplicates == "drop":
-        repeated, total = _drop_duplicates(place, total, section)
-    names = [source.name for source in section.sources]
-    with _replacing(place.folder / "rejected.jsonl") as stream:
-        for rank in ranks:
-            rejects = read_jsonl(place.rejected(rank)) if place.rejected(rank).is_file() else []
-            for reject in sorted(rejects, key=lambda item: int(item["row"])):
-                stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
-        for reject in sorted(repeated, key=lambda item: (names.index(item["source"]), item["row"])):
-            stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
+    repeated = _listed_repeats(place, ranks, section)
+    gone = [item for item in repeated if item["removed"]]
+    noted = [item for item in repeated if not item["removed"]]
+    total = total.plus(_take_out(place, gone))
+    without = {(item["rank"], item["row"]) for item in gone}
+    rejects = _in_order(ranks, place.rejected, gone, set())
+    rejected = write_ledger(rejects, place.folder / "rejected.parquet")
+    changes = _in_order(ranks, place.changed, noted, without)
+    changed = write_ledger(changes, place.folder / "changed.parquet")
+    if sum(rejected.values()) != sum((total.rejected or {}).values()):
+        raise RuntimeError(f"{rejected} is in the ledger and {total.rejected} was counted")
     (place.work / "key").unlink()  # first: half of the folder must not look like work in progress
     shutil.rmtree(place.work)
-    return replace(total, rejected=dict(sorted((total.rejected or {}).items())))
+    if not total.rows_rendered:
+        raise nothing_left(total.rows_in, rejected)
+    return replace(total, rejected=rejected, changed=changed)
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes its place once it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-        yield stream
-    partial.replace(path)
-
-
-def _drop_duplicates(
-    place: Workplace, total: Counts, section: PrepareSection
-) -> tuple[list[dict[str, Any]], Counts]:
-    """Take repeated conversations out of the shards: their rejects, and what is left.
-
-    What goes is written down before the first shard is rewritten, so that a second call after a
-    kill takes out the same rows.
+def _in_order(
+    ranks: Sequence[int],
+    pieces: Callable[[int], Path],
+    more: Sequence[dict[str, Any]],
+    without: set[tuple[int, int]],
+) -> Iterator[dict[str, Any]]:
+    """The entries that the tasks wrote and those found at the end, by task and row; none of the
+    records (rank, row) in `without`.
     """
-    listed = place.work / "duplicates.jsonl"
+    late: dict[int, list[dict[str, Any]]] = {}
+    for item in more:
+        late.setdefault(item["rank"], []).append(item)
+    for rank in ranks:
+        entries = read_jsonl(pieces(rank)) if pieces(rank).is_file() else []
+        for entry in sorted((*entries, *late.get(rank, ())), key=lambda entry: int(entry["row"])):
+            if (rank, entry["row"]) not in without:
+                yield entry
+
+
+def _listed_repeats(
+    place: Workplace, ranks: Sequence[int], section: PrepareSection
+) -> list[dict[str, Any]]:
+    """The rows that repeat others. They are written down before the first shard is rewritten, so
+    that a second call after a kill takes out the same ones.
+    """
+    listed = place.work / "repeats.jsonl"
     if not listed.is_file():
-        write_jsonl(listed, find_duplicates(shard_paths(place.rows)))
-    found = read_jsonl(listed)
-    by_shard: dict[str, list[int]] = {}
-    for item in found:
-        by_shard.setdefault(item["shard"], []).append(item["row"])
-    for name, rows in by_shard.items():
-        drop_rows(place.rows / name, rows)
-    gone = Counts(
-        rows_rendered=-sum(item["rows"] for item in found),
-        rejected={"duplicate": len(found)} if found else {},
-        tokens=-sum(item["tokens"] for item in found),
-        labelled_tokens=-sum(item["labelled_tokens"] for item in found),
-        built=-sum(item["built"] for item in found),
+        paths = {rank: place.sketches(rank) for rank in ranks if place.sketches(rank).is_file()}
+        write_jsonl(listed, list(list_repeats(paths, section)))
+    return read_jsonl(listed)
+
+
+def _take_out(place: Workplace, gone: Sequence[dict[str, Any]]) -> Counts:
+    """Rewrite the shards without these rows; what went, as counts below zero."""
+    by_rank: dict[int, list[int]] = {}
+    for item in gone:
+        by_rank.setdefault(item["rank"], []).append(item["row"])
+    for rank, rows in by_rank.items():
+        drop_rows(place.shard(rank), rows)
+    reasons: dict[str, int] = {}
+    for item in gone:
+        reasons[item["reason"]] = reasons.get(item["reason"], 0) + 1
+    return Counts(
+        rejected=reasons,
+        rows_rendered=-sum(item["rows"] for item in gone),
+        tokens=-sum(item["tokens"] for item in gone),
+        labelled_tokens=-sum(item["labelled_tokens"] for item in gone),
+        built=-sum(item["built"] for item in gone),
     )
-    rejects = [
-        {name: item[name] for name in ("source", "row", "reason", "detail")} for item in found
-    ]
-    return rejects, total.plus(gone)
-
-
-def find_duplicates(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Records whose conversation renders to the same tokens and labels as an earlier one.
-
-    Compares 64-bit digests; memory: some bytes a row.
-    """
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    names = ["row", "built", "digest", "length", "labelled", "source"]
-    shards = [pq.read_table(path, columns=names, memory_map=True) for path in paths]
-    digest = np.concatenate([table["digest"].to_numpy() for table in shards])
-    built = np.concatenate([table["built"].to_numpy() for table in shards])
-    row = np.concatenate([table["row"].to_numpy() for table in shards])
-    shard = np.repeat(np.arange(len(shards)), [table.num_rows for table in shards])
-    record = shard.astype(np.int64) * (int(row.max()) + 1) + row
-    own = np.flatnonzero(~built)
-    _, earliest, group = np.unique(digest[own], return_index=True, return_inverse=True)
-    first = own[earliest[group]]  # of each read row: where its digest stands first
-    again = record[first] != record[own]
-    origin = dict(zip(record[own[again]].tolist(), first[again].tolist(), strict=True))
-    found = []
-    for key, where in sorted(origin.items()):
-        number, at = divmod(key, int(row.max()) + 1)
-        table = shards[number]
-        mine = np.flatnonzero(table["row"].to_numpy() == at)
-        named = shards[shard[where]]["source"][0].as_py()
-        found.append(
-            {
-                "source": table["source"][int(mine[0])].as_py(),
-                "row": at,
-                "reason": "duplicate",
-                "detail": f"the same tokens as row {row[where]} of {named}",
-                "shard": paths[number].name,
-                "rows": len(mine),
-                "tokens": int(table["length"].to_numpy()[mine].sum()),
-                "labelled_tokens": int(table["labelled"].to_numpy()[mine].sum()),
-                "built": int(table["built"].to_numpy()[mine].sum()),
-            }
-        )
-    return found

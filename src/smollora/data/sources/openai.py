@@ -65,7 +65,8 @@ def read(record: Mapping[str, Any], notes: Notes) -> tuple[list[Message], list[T
 
 def _answer(text: str, notes: Notes) -> Message:
     """An answer whose calls, if any, are written into the text."""
-    return read_tagged_answer(text, notes) if "<tool_call>" in text else Message("assistant", text)
+    tagged = "<tool_call>" in text and "</tool_call>" in text
+    return read_tagged_answer(text, notes) if tagged else Message("assistant", text)
 
 
 def _read_calls(turn: Mapping[str, Any], notes: Notes) -> tuple[ToolCall, ...]:

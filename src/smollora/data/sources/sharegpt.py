@@ -1,7 +1,7 @@
 """ShareGPT with tools: `conversations` with from/value, calls and results in turns of their own.
 
-Roles human, gpt, function_call, observation (LLaMA-Factory); `tools` as a JSON string, `system` beside
-the turns.
+Roles human, gpt, function_call, observation (LLaMA-Factory); `tools` as a JSON string, `system`
+beside the turns.
 """
 
 from __future__ import annotations

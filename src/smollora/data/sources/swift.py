@@ -1,4 +1,4 @@
-"""ms-swift: `messages` with the roles tool_call and tool_response, or `query`/`response`/`history`."""
+"""ms-swift: `messages` with roles tool_call and tool_response, or `query`/`response`/`history`."""
 
 from __future__ import annotations
 
