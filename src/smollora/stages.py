@@ -47,8 +47,9 @@ from smollora.tokens import RESULT_TAGS, TokenFacts, read_token_facts
 from smollora.types import Check, EvalCase
 
 if TYPE_CHECKING:
+    from smollora.data.mix import MixPlan
     from smollora.data.overlap import Overlap
-    from smollora.data.shards import PreparedSet
+    from smollora.data.prepared import PreparedSet
 
 PREVIEW_ROWS = 60
 
@@ -229,9 +230,21 @@ def prepare(run: Run) -> dict[str, Any]:
             )
     else:
         prepare_on_engine = import_scale(section.engine).prepare_on_engine
-        counts = prepare_on_engine(
-            section, renderer, folder, seed=seed, code=code_version(), overlap=overlap
-        )
+        with meter(run.console, f"prepare on {section.engine}", unit="tasks") as shown:
+
+            def on_tasks(done: int, tasks: int) -> None:
+                shown.total(tasks)
+                shown.to(done)
+
+            counts = prepare_on_engine(
+                section,
+                renderer,
+                folder,
+                seed=seed,
+                code=code_version(),
+                overlap=overlap,
+                on_tasks=on_tasks,
+            )
     rejected = counts.rejected or {}
     return {
         "rows_in": counts.rows_in,
@@ -294,7 +307,7 @@ def import_scale(engine: str) -> Any:
 
 def open_rows(run: Run) -> PreparedSet:
     """The prepared set of the run."""
-    from smollora.data.shards import read_prepared
+    from smollora.data.prepared import read_prepared
 
     return read_prepared(run.folder / "prepare" / "rows")
 
@@ -345,15 +358,23 @@ def verify(run: Run) -> dict[str, Any]:
     return values
 
 
+def plan_rows(run: Run) -> tuple[MixPlan, list[str]]:
+    """The mix of the prepared rows, and the same as lines to read; nothing is written."""
+    from smollora.data.mix import plan_mix, show_plan
+
+    section, held = run.recipe.mix, run.recipe.prepare.validation_share
+    plan = plan_mix(open_rows(run).table, section, validation_share=held)
+    return plan, show_plan(plan, section)
+
+
 def mix(run: Run) -> dict[str, Any]:
     """Which rows are trained, and what the shares come to; the plan is printed first."""
-    from smollora.data.mix import plan_mix, shares, show_plan
+    from smollora.data.mix import shares
 
     rows = open_rows(run)
     table = rows.table
-    section = run.recipe.mix
-    plan = plan_mix(table, section, validation_share=run.recipe.prepare.validation_share)
-    for line in show_plan(plan, section):
+    plan, lines = plan_rows(run)
+    for line in lines:
         run.console.print(line, highlight=False, markup=False, soft_wrap=True)
     folder = run.folder / "mix"
     write_json(folder / "rows.json", {"train": plan.train, "validation": plan.validation})

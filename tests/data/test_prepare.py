@@ -305,3 +305,39 @@ def test_a_delimiter_that_a_user_types_is_not_trained_and_fails_no_check(tmp_pat
     facts = renderer().facts
     for row in made.rows:
         assert all(c.ok for c in check_row(row.rendered, row.calls, facts, HERMES, TOKENIZER))
+
+
+def test_arguments_before_the_name_are_trained_name_first(tmp_path: Path) -> None:
+    """Hermes-V1 writes {'arguments': ..., 'name': ...}; vLLM's streaming breaks on that order."""
+    record = {
+        "conversations": [
+            {"from": "human", "value": "Find"},
+            {
+                "from": "gpt",
+                "value": "<tool_call>{'arguments': {'what': 'keys'}, 'name': 'find'}</tool_call>",
+            },
+        ],
+        "tools": json.dumps([{"type": "function", "function": FIND}]),
+    }
+    made = prepared(tmp_path, record)
+    (text,) = texts(made)
+    call = '<tool_call>\n{"name": "find", "arguments": {"what": "keys"}}\n</tool_call>'
+    assert call in text
+    assert "'arguments'" not in text
+
+
+def test_a_row_that_loses_its_call_with_its_first_exchange_counts_as_what_is_left(
+    tmp_path: Path,
+) -> None:
+    """Kept and labelled as it now stands: tools on offer, an answer in words."""
+    record = calling("key " * 30)
+    record["messages"] += [
+        {"role": "tool", "content": "by the door"},
+        {"role": "assistant", "content": "By the door."},
+        {"role": "user", "content": "Thanks"},
+        {"role": "assistant", "content": "Any time."},
+    ]
+    whole_length = len(prepared(tmp_path, record).rows[0].rendered.token_ids)
+    made = prepared(tmp_path, record, max_length=whole_length - 1)
+    assert made.shortened == 1
+    assert [(row.kind, row.calls) for row in made.rows] == [("no_call", ((),))]

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 from smollora.config import PrepareSection, SourceSection
 from smollora.data.duplicates import Sketch, sketch
 from smollora.data.negatives import Negatives, collect_pool
 from smollora.data.overlap import Overlap
+from smollora.data.prepared import PreparedSet, read_prepared
 from smollora.data.records import read_records
-from smollora.data.shards import PreparedRow, PreparedSet, read_prepared, write_rows
+from smollora.data.shards import PreparedRow, write_rows
 from smollora.data.sources import Accepted, read_row
 from smollora.errors import DataError
 from smollora.render import Renderer
@@ -332,9 +334,7 @@ def _prepared(
     built: bool = False,
 ) -> Iterator[PreparedRow]:
     for row in rendered:
-        owners = dict.fromkeys(
-            owner for owner, trained in zip(row.owner, row.trained, strict=True) if trained
-        )
+        owners = dict.fromkeys(compress(row.owner, row.trained))
         yield PreparedRow(
             row,
             conversation.source,

@@ -1,9 +1,8 @@
-"""The prepared set on disk: Parquet shards, written whole and read without holding their rows.
+"""The prepared set is written: rows in Parquet shards, each whole or not there.
 
-In: `PreparedRow`s. Out: files `00000.parquet`, ... of at most one task's rows, in the order of the
-tasks. A `PreparedSet` maps them into memory and decodes one row group at a time, so that verifying
-or training a million rows keeps a few hundred of them as Python objects. What a plan needs (source,
-kind, length, labelled tokens) are columns of their own and are read alone.
+In: `PreparedRow`s. Out: a file of at most one task's rows, written a row group at a time. What a
+plan needs (source, kind, length, labelled tokens) are columns of their own, so that `prepared.py`
+can read them alone. The same rows give the same bytes.
 """
 
 from __future__ import annotations
@@ -13,17 +12,15 @@ import os
 import struct
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any
 
-from smollora.errors import DataError, SmolloraError
+from smollora.errors import SmolloraError
 from smollora.types import Rendered, ToolCall
 
 GROUP_ROWS = 512
@@ -151,7 +148,10 @@ class ShardWriter:
         trace: TracebackType | None,
     ) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with suppress(OSError):
+                self._parquet.close()
+            with suppress(OSError):
+                self._stream.close()
             self._stream = None
             with suppress(OSError):
                 os.unlink(self._temporary)
@@ -170,13 +170,13 @@ class ShardWriter:
 
     def add(self, rows: Sequence[PreparedRow]) -> None:
         """Append the rendered rows of one conversation."""
-        digest = _digest(rows)
-        for row in rows:
+        columns = [(array("i", r.rendered.token_ids), bytes(r.rendered.trained)) for r in rows]
+        digest = _digest(columns)
+        for row, (token_ids, trained) in zip(rows, columns, strict=True):
             rendered = row.rendered
-            labelled = rendered.trained.count(True)
-            self._ids.extend(rendered.token_ids)
-            self._owner.extend(rendered.owner)
-            self._trained.extend(rendered.trained)
+            self._ids.extend(token_ids)
+            self._owner.extend(array("i", rendered.owner))
+            self._trained.frombytes(trained)
             self._ends.append(len(self._ids))
             self._roles.append(row.roles)
             self._plain.append(
@@ -188,7 +188,7 @@ class ShardWriter:
                     row.row,
                     row.built,
                     len(rendered.token_ids),
-                    labelled,
+                    trained.count(1),
                     _show_calls(row.calls),
                     digest,
                 )
@@ -254,12 +254,12 @@ def _show_calls(calls: Sequence[Sequence[ToolCall]]) -> str:
     return json.dumps([[[c.name, dict(c.arguments)] for c in turn] for turn in calls])
 
 
-def _digest(rows: Sequence[PreparedRow]) -> int:
+def _digest(columns: Sequence[tuple[array[int], bytes]]) -> int:
     """64 bits of what a conversation trains: its token ids and which of them are labelled."""
     state = blake2b(digest_size=8)
-    for row in rows:
-        state.update(array("i", row.rendered.token_ids))
-        state.update(bytes(row.rendered.trained))
+    for token_ids, trained in columns:
+        state.update(token_ids)
+        state.update(trained)
     return int(struct.unpack("<q", state.digest())[0])
 
 
@@ -287,124 +287,3 @@ def drop_rows(path: Path, rows: Sequence[int]) -> int:
             writer._parquet.write_table(kept.cast(_schema()))
         writer.commit()
         return int(before) - writer.rows
-
-
-# ── reading ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def shard_paths(path: Path) -> list[Path]:
-    """The shards under `path` in order, or the file itself."""
-    return sorted(path.glob("[0-9]*.parquet")) if path.is_dir() else [path]
-
-
-class PreparedSet(Sequence[PreparedRow]):
-    """The rows of a folder of shards, decoded as they are asked for.
-
-    Iterating and `take` read in storage order, a row group at a time; indexing at random decodes a
-    group a row.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        import pyarrow.parquet as pq
-
-        self._files = [pq.ParquetFile(path, memory_map=True) for path in paths]
-        self._places: list[tuple[int, int]] = []
-        self._starts = [0]
-        for number, file in enumerate(self._files):
-            for group in range(file.num_row_groups):
-                self._places.append((number, group))
-                self._starts.append(self._starts[-1] + file.metadata.row_group(group).num_rows)
-        self._held: tuple[int, list[PreparedRow]] = (-1, [])
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    @overload
-    def __getitem__(self, index: int) -> PreparedRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PreparedRow]: ...
-    def __getitem__(self, index: int | slice) -> PreparedRow | list[PreparedRow]:
-        from bisect import bisect_right
-
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        place = bisect_right(self._starts, index) - 1
-        return self._group(place)[index - self._starts[place]]
-
-    def __iter__(self) -> Iterator[PreparedRow]:
-        for place in range(len(self._places)):
-            yield from self._group(place)
-
-    def take(self, indices: Iterable[int]) -> Iterator[tuple[int, PreparedRow]]:
-        """(index, row) of some rows, in storage order: each row group is decoded once."""
-        for index in sorted(indices):
-            yield index, self[index]
-
-    def _group(self, place: int) -> list[PreparedRow]:
-        if self._held[0] != place:
-            number, group = self._places[place]
-            self._held = (place, _rows_of(self._files[number].read_row_group(group)))
-        return self._held[1]
-
-    @cached_property
-    def table(self) -> RowTable:
-        """The columns that planning needs; the token columns are not read."""
-        columns: dict[str, list[Any]] = {
-            name: [] for name in ("source", "group", "kind", "length", "labelled")
-        }
-        for file in self._files:
-            read = file.read(columns=list(columns))
-            for name, column in columns.items():
-                column.extend(read[name].to_pylist())
-        shared: dict[str, str] = {}
-        for name in ("source", "group", "kind"):
-            columns[name] = [shared.setdefault(text, text) for text in columns[name]]
-        length, labelled = array("i", columns["length"]), array("i", columns["labelled"])
-        return RowTable(columns["source"], columns["group"], columns["kind"], length, labelled)
-
-
-def _rows_of(table: Any) -> list[PreparedRow]:
-    plain = {
-        name: table[name].to_pylist()
-        for name in ("conversation_id", "source", "group", "kind", "row", "built", "roles", "calls")
-    }
-    lists = {}
-    for name in ("token_ids", "owner", "trained"):
-        chunk = table[name].combine_chunks()
-        offsets = chunk.offsets.to_pylist()
-        values = chunk.values.to_numpy(zero_copy_only=False).tolist()
-        lists[name] = [tuple(values[a:b]) for a, b in pairwise(offsets)]
-    return [
-        PreparedRow(
-            Rendered(identity, ids, owner, trained),
-            source,
-            group,
-            kind,
-            tuple(roles),
-            tuple(tuple(ToolCall(n, a) for n, a in turn) for turn in json.loads(calls)),
-            row,
-            built,
-        )
-        for identity, source, group, kind, row, built, roles, calls, ids, owner, trained in zip(
-            *plain.values(), *lists.values(), strict=True
-        )
-    ]
-
-
-def read_prepared(path: Path) -> PreparedSet:
-    """Open the shards of a folder, or one file.
-
-    Raises:
-        DataError: not there or broken.
-    """
-    paths = shard_paths(path)
-    try:
-        if not paths:
-            raise FileNotFoundError(f"no shards in {path}")
-        return PreparedSet(paths)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "run `prepare` again") from error

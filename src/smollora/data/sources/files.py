@@ -117,6 +117,19 @@ def _read_lines(stream: IO[bytes]) -> Iterator[Row]:
             yield number, _decode_line(line, number)
 
 
+def line_lengths(stream: IO[bytes]) -> Iterator[tuple[int, bool]]:
+    """(bytes, is blank) of each line, however long, in constant memory."""
+    length, blank = 0, True
+    while piece := stream.readline(PIECE):
+        length += len(piece)
+        blank = blank and not piece.strip()
+        if piece.endswith(b"\n"):
+            yield length, blank
+            length, blank = 0, True
+    if length:
+        yield length, blank
+
+
 def _decode_line(line: bytes, number: int) -> Any:
     try:
         return json.loads(line)
