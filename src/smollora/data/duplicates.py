@@ -175,7 +175,8 @@ def find_repeats(
             of = longer.get(exact[row * DIGEST : (row + 1) * DIGEST])
             if of is not None and row not in found:
                 found[row] = Repeat(row, of, "beginning")
-    for repeat in _near(banded, signatures, threshold, set(found)):
+    holders = {repeat.of for repeat in found.values() if repeat.how == "beginning"}
+    for repeat in _near(banded, signatures, threshold, set(found), holders):
         found[repeat.index] = repeat
     return [found[row] for row in sorted(found)]
 
@@ -185,7 +186,11 @@ def _near(
     signatures: Callable[[Sequence[int]], Sequence[bytes]],
     threshold: float,
     gone: set[int],
+    holders: set[int],
 ) -> Iterator[Repeat]:
+    """Near duplicates among the rows that are not gone. Rows that hold another come first, and so
+    stay: what was taken out for their sake would go with them.
+    """
     import numpy as np
 
     rows = np.array([row for row in range(len(banded)) if row not in gone], np.int64)
@@ -199,8 +204,11 @@ def _near(
     wanted = [int(row) for row in rows[likely]]
     flat = np.frombuffer(b"".join(signatures(wanted)), "<u4").reshape(-1, PERMUTATIONS)
     buckets: dict[tuple[int, int], list[int]] = {}
-    for place, (row, at) in enumerate(zip(wanted, likely, strict=True)):
-        keys = [(int(band), int(banded[row, band])) for band in np.flatnonzero(shared[at])]
+    for place in sorted(range(len(wanted)), key=lambda place: wanted[place] not in holders):
+        row = wanted[place]
+        keys = [
+            (int(band), int(banded[row, band])) for band in np.flatnonzero(shared[likely[place]])
+        ]
         others = sorted({other for key in keys for other in buckets.get(key, ())})
         if others:
             similar = (flat[others] == flat[place]).mean(axis=1)

@@ -82,13 +82,20 @@ def spool(records: Iterable[tuple[int, Any]], path: Path) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8", errors="surrogatepass") as stream:
         for number, record in records:
-            found = (
-                {"row": number, "undecodable": record.detail, "reason": record.reason}
-                if isinstance(record, Undecodable)
-                else {"row": number, "record": record, "arrow": isinstance(record, FromArrow)}
-            )
-            stream.write(json.dumps(found, default=str) + "\n")
+            try:
+                shown = _show_record(number, record)
+            except RecursionError:
+                shown = _show_record(number, Undecodable("nested too deep to be read", "too_deep"))
+            stream.write(shown + "\n")
     partial.replace(path)
+
+
+def _show_record(number: int, record: Any) -> str:
+    if isinstance(record, Undecodable):
+        found = {"row": number, "undecodable": record.detail, "reason": record.reason}
+    else:
+        found = {"row": number, "record": record, "arrow": isinstance(record, FromArrow)}
+    return json.dumps(found, default=str)
 
 
 def read_task(task: ShardTask, work: Path) -> Iterator[tuple[int, Any]]:
