@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from smollora import cli, pipeline
+from smollora.data.ledger import read_ledger
 from smollora.stages import Run
 from tiny_runs import (
     CASES,
@@ -244,8 +245,8 @@ def test_a_bad_row_is_rejected_and_counted_and_the_run_goes_on(
     summary = json.loads((tmp_path / "runs/tiny/prepare/summary.json").read_text())
     assert summary["rejected"] == {reason: 1}
     assert (summary["rows_in"], summary["rows_kept"]) == (25, 24)
-    rejected = (tmp_path / "runs/tiny/prepare/rejected.jsonl").read_text().splitlines()
-    assert [(r["source"], r["row"]) for r in map(json.loads, rejected)] == [("tools", 1)]
+    rejected = read_ledger(tmp_path / "runs/tiny/prepare/rejected.parquet")
+    assert [(r["source"], r["row"], r["reason"]) for r in rejected] == [("tools", 1, reason)]
 
 
 def test_strict_stops_at_the_first_bad_row_and_names_it(go: Go, tmp_path: Path) -> None:

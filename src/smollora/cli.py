@@ -164,6 +164,22 @@ def inspect(
         raise GateFailed(f"{target}: {found['verdict']}")
 
 
+def _prepare(
+    recipe: RecipeName = "starter",
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first bad row instead of counting it.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """The stage; --strict is prepare.strict=true."""
+    given = [*(overrides or []), *(["prepare.strict=true"] if strict else [])]
+    _execute("prepare", recipe, given, runs, name, quiet, as_json, None)
+
+
 def _mix(
     recipe: RecipeName = "starter",
     overrides: Overrides = None,
@@ -200,8 +216,8 @@ for _stage, _text in (
     ("probe", "The same questions to base and merged model, answered in token ids."),
     ("report", "One self-contained HTML page from the files of the run."),
 ):
-    if _stage == "mix":
-        app.command(_stage, help=_text)(_mix)
+    if _stage in ("prepare", "mix"):
+        app.command(_stage, help=_text)(_prepare if _stage == "prepare" else _mix)
     else:
         _stage_command(_stage, _text)
 

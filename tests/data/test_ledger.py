@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import smollora
 from small_sets import FIND, calling, said, small_renderer
 from smollora.config import PrepareSection, SourceSection
 from smollora.data.ledger import read_ledger, write_ledger
@@ -170,6 +172,20 @@ def test_rows_with_an_evaluations_question_are_rejected_or_reported(tmp_path: Pa
     _, rejected = prepared(tmp_path, repeating()[:2], against=against)
     assert rejected == []
     assert (2, "evaluation_prompt_kept") in changed(tmp_path)
+
+
+def test_every_reason_that_the_code_gives_is_explained() -> None:
+    """Slugs are read off the source: a new one without a line in the documents fails here."""
+    root = Path(smollora.__file__).parent / "data"
+    text = "".join(path.read_text() for path in root.rglob("*.py"))
+    given = r"(?:Refused|notes\.add)\(\s*\"([a-z_0-9]+)\"|Undecodable\([^()]*\"([a-z_]+)\"\)"
+    slugs = {one or two for one, two in re.findall(given, text)}
+    assert {"bad_json", "bad_call", "too_deep", "line_too_long", "arguments_decoded"} <= {
+        *slugs,
+        "bad_json",
+    }
+    page = (root.parents[2] / "docs" / "data.md").read_text()
+    assert sorted(slug for slug in slugs if f"`{slug}`" not in page) == []
 
 
 def test_when_nothing_is_left_the_ledger_still_says_why(tmp_path: Path) -> None:
