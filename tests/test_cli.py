@@ -213,7 +213,7 @@ def test_a_json_file_that_is_no_list_is_refused(
 
 BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "broken JSON": (b'{"messages": [', "bad_json"),
-    "no UTF-8": (b'{"messages": "\xff"}', "bad_json"),
+    "no UTF-8": (b'{"messages": "\xff"}', "bad_unicode"),
     "no object": (b"7", "not_an_object"),
     "unknown form": (b'{"text": "hello"}', "unknown_form"),
     "calls that are no list": (
