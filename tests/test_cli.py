@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from smollora import cli, pipeline
+from smollora.data.ledger import read_ledger
 from smollora.stages import Run
 from tiny_runs import (
     CASES,
@@ -212,7 +213,7 @@ def test_a_json_file_that_is_no_list_is_refused(
 
 BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "broken JSON": (b'{"messages": [', "bad_json"),
-    "no UTF-8": (b'{"messages": "\xff"}', "bad_json"),
+    "no UTF-8": (b'{"messages": "\xff"}', "bad_unicode"),
     "no object": (b"7", "not_an_object"),
     "unknown form": (b'{"text": "hello"}', "unknown_form"),
     "calls that are no list": (
@@ -244,8 +245,8 @@ def test_a_bad_row_is_rejected_and_counted_and_the_run_goes_on(
     summary = json.loads((tmp_path / "runs/tiny/prepare/summary.json").read_text())
     assert summary["rejected"] == {reason: 1}
     assert (summary["rows_in"], summary["rows_kept"]) == (25, 24)
-    rejected = (tmp_path / "runs/tiny/prepare/rejected.jsonl").read_text().splitlines()
-    assert [(r["source"], r["row"]) for r in map(json.loads, rejected)] == [("tools", 1)]
+    rejected = read_ledger(tmp_path / "runs/tiny/prepare/rejected.parquet")
+    assert [(r["source"], r["row"], r["reason"]) for r in rejected] == [("tools", 1, reason)]
 
 
 def test_strict_stops_at_the_first_bad_row_and_names_it(go: Go, tmp_path: Path) -> None:

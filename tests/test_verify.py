@@ -246,7 +246,7 @@ def run_with(tmp_path: Path, *rows: Rendered) -> Run:
         PreparedRow(row, "made-up", "tool", "call", tuple(m.role for m in CHAT.messages), CALLS)
         for row in rows
     ]
-    write_rows(prepared, tmp_path / "prepare" / "rows.parquet")
+    write_rows(prepared, tmp_path / "prepare" / "rows" / "00000.parquet")
     return run
 
 

@@ -178,6 +178,46 @@ def inspect(
         raise GateFailed(f"{target}: {found['verdict']}")
 
 
+def _prepare(
+    recipe: RecipeName = "starter",
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first bad row instead of counting it.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """The stage; --strict is prepare.strict=true."""
+    given = [*(overrides or []), *(["prepare.strict=true"] if strict else [])]
+    _execute("prepare", recipe, given, runs, name, quiet, as_json, None)
+
+
+def _mix(
+    recipe: RecipeName = "starter",
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan over the prepared rows and stop.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """The stage, or its plan alone."""
+    if not dry_run:
+        _execute("mix", recipe, overrides, runs, name, quiet, as_json, None)
+        return
+    from smollora.config import load_recipe
+    from smollora.stages import Run, plan_rows
+
+    which, given = _split(recipe, overrides)
+    resolved = load_recipe(which, given)
+    _, lines = plan_rows(Run(resolved, runs / (name or resolved.name), Console(quiet=True)))
+    typer.echo("\n".join(lines))
+
+
 for _stage, _text in (
     ("prepare", "Sources to rendered rows; every row kept or counted."),
     (
@@ -190,7 +230,10 @@ for _stage, _text in (
     ("probe", "The same questions to base and merged model, answered in token ids."),
     ("report", "One self-contained HTML page from the files of the run."),
 ):
-    _stage_command(_stage, _text)
+    if _stage in ("prepare", "mix"):
+        app.command(_stage, help=_text)(_prepare if _stage == "prepare" else _mix)
+    else:
+        _stage_command(_stage, _text)
 
 
 @app.command()

@@ -19,6 +19,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from smollora.errors import ConfigError
 
 Embeddings = Literal["lora", "tool_tokens", "frozen"]
+Form = Literal[
+    "auto", "hermes", "sharegpt", "openai", "messages", "swift", "xlam", "glaive", "alpaca"
+]
+Engine = Literal["in_process", "local", "slurm", "ray"]
+Kind = Literal["call", "no_call", "no_tools"]
 RATES = (
     "emission",
     "valid_json",
@@ -38,6 +43,10 @@ RATES = (
 def _on_or_off(value: Any) -> Any:
     """YAML 1.1 reads a bare on or off as a boolean."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Filter = Annotated[Literal["remove", "report", "off"], BeforeValidator(_on_or_off)]
+"""What becomes of a row that a filter finds: rejected, noted in changed.parquet, not looked for."""
 
 
 class Section(BaseModel):
@@ -79,16 +88,37 @@ class SourceSection(Section):
     name: str
     path: str = Field(
         description=(
-            "starter:tools, starter:general, a .jsonl/.json file, or hub:OWNER/NAME[:CONFIG]."
+            "starter:tools, starter:general, a file or folder (.jsonl, .json, either also .gz or"
+            " .zst; .parquet), or hub:OWNER/NAME[:CONFIG]."
         )
     )
     kind: Literal["tool", "general"]
+    form: Form = Field(
+        default="auto", description="How its records are written; auto: told from their keys."
+    )
+    split: str = Field(default="train", description="hub: only: which split.")
     limit: int | None = Field(default=None, ge=1, description="Read at most so many rows.")
     share: float = Field(
         default=1.0,
         gt=0,
         le=1,
         description="starter:tools only: share of its tool lists; less trains faster.",
+    )
+
+
+class SlurmSection(Section):
+    """What `prepare.engine=slurm` asks the cluster for, per task."""
+
+    partition: str = "cpu"
+    time: str = Field(default="04:00:00", description="Limit of one task, HH:MM:SS.")
+    memory_gb: int = Field(default=4, ge=1, description="Memory of one task, GiB.")
+    qos: str = Field(default="", description="Quality of service; empty: the cluster's default.")
+    setup: str = Field(
+        default="",
+        description=(
+            "Shell line that makes smollora's environment active on a node; empty: the bin folder"
+            " of this one comes first on PATH."
+        ),
     )
 
 
@@ -110,6 +140,54 @@ class PrepareSection(Section):
     validation_share: float = Field(
         default=0.02, ge=0, lt=1, description="Share of rows held back for the validation loss."
     )
+    duplicates: Filter = Field(
+        default="remove",
+        description="Conversations that are equal, turns and tools: only the first stays.",
+    )
+    near_duplicates: Filter = Field(
+        default="remove",
+        description="Conversations under the same tools that say nearly the same, or only the"
+        " beginning of another.",
+    )
+    near_duplicate_threshold: float = Field(
+        default=0.9,
+        ge=0.5,
+        le=1,
+        description="Share of three-word sequences from which on two are near duplicates.",
+    )
+    overlap: Filter = Field(
+        default="remove", description="Rows that hold a question or a tool of an evaluation."
+    )
+    overlap_with: tuple[str, ...] = Field(
+        default=("starter:heldout",),
+        description="The evaluations: starter:heldout, bfcl (downloaded from PyPI once),"
+        " bfcl:CATEGORY, or a .jsonl of cases.",
+    )
+    negatives: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description=(
+            "For this share of the general rows without tools a second row is built: the same"
+            " exchange beside tools that have nothing to do with it."
+        ),
+    )
+    shard_rows: int = Field(
+        default=8192, ge=1, description="Records a shard: what one task reads and one file holds."
+    )
+    engine: Engine = Field(
+        default="in_process",
+        description=(
+            "Where the tasks run: in_process, or by datatrove (smollora[scale]) on local"
+            " processes, a Slurm cluster or a Ray cluster. The rows are the same."
+        ),
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tasks at a time, for engines other than in_process; None: one a core.",
+    )
+    slurm: SlurmSection = SlurmSection()
 
 
 class MixSection(Section):
@@ -121,8 +199,29 @@ class MixSection(Section):
     by: Literal["rows", "labelled_tokens"] = Field(
         default="rows", description="What the shares count."
     )
+    sources: dict[str, float] | None = Field(
+        default=None, description="Share of each source by its name; takes tool_share's place."
+    )
+    kinds: dict[Kind, float] | None = Field(
+        default=None,
+        description=(
+            "Share of each kind: call, no_call (tools on offer, answered in words), no_tools;"
+            " takes tool_share's place. With sources, both hold."
+        ),
+    )
     rows: int | None = Field(default=None, ge=1, description="At most so many rows in all.")
     seed: int = 7
+
+    @field_validator("sources", "kinds")
+    @classmethod
+    def _adds_up(cls, shares: dict[str, float] | None) -> dict[str, float] | None:
+        if shares is None:
+            return None
+        if any(share < 0 for share in shares.values()):
+            raise ValueError("a share cannot be negative")
+        if abs(sum(shares.values()) - 1) > 1e-6:
+            raise ValueError(f"the shares add up to {sum(shares.values()):g}, not to 1")
+        return shares
 
 
 class PartWeights(Section):

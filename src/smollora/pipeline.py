@@ -21,6 +21,7 @@ from smollora.config import Recipe, dump_recipe
 from smollora.errors import ConfigError
 from smollora.runs import (
     SCHEMA_VERSION,
+    code_version,
     hash_file,
     hash_of,
     is_done,
@@ -51,16 +52,21 @@ READS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 """Recipe sections that each stage reads."""
+ENGINE_KEYS = ("engine", "workers", "slurm")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "jinja2")
 
 
 def stage_keys(recipe: Recipe) -> dict[str, str]:
     """The key of every stage: a hash over all that it depends on, earlier stages included."""
     values = recipe.model_dump(mode="json")
+    for name in ENGINE_KEYS:  # where the tasks run changes no row
+        del values["prepare"][name]
     keys: dict[str, str] = {}
     before = hash_of("smollora", __version__)
     for name in STAGES:
         sections = {section: values[section] for section in READS[name]}
+        if name == "prepare":
+            sections["mix"] = {"seed": recipe.mix.seed}  # all that it reads of that section
         before = hash_of(before, name, sections, _input_files(name, recipe))
         keys[name] = before
     return keys
@@ -74,10 +80,14 @@ def _input_files(stage: str, recipe: Recipe) -> list[str]:
         paths += sorted([*source.glob("*.json"), *source.glob("*.jinja")])
         paths.append(Path(recipe.model.template).expanduser())
     if stage == "prepare":
-        paths += [Path(source.path).expanduser() for source in recipe.prepare.sources]
+        named = (*(entry.path for entry in recipe.prepare.sources), *recipe.prepare.overlap_with)
+        for place in (Path(name).expanduser() for name in named):
+            paths += sorted(place.rglob("*")) if place.is_dir() else [place]
     if stage == "probe":
         paths.append(Path(recipe.probe.cases).expanduser())
     hashes = [hash_file(path) for path in paths if path.is_file()]
+    if stage == "prepare":
+        hashes.append(code_version())
     if stage == "inspect":
         weights = sorted(Path(recipe.model.source).expanduser().glob("*.safetensors"))
         stats = [path.stat() for path in weights]

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,22 @@ def hash_file(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """sha256 (hex) over the modules that turn records into token ids: a prepared set made by other
+    code is not the same set.
+    """
+    root = Path(__file__).parent
+    parts = ("types.py", "tokens.py", "render.py", "formats", "templates", "data")
+    files = [
+        path
+        for part in parts
+        for path in ([root / part] if part.endswith(".py") else sorted((root / part).rglob("*")))
+        if path.suffix in (".py", ".jinja")
+    ]
+    return hash_of([(str(path.relative_to(root)), hash_file(path)) for path in files])
 
 
 def is_done(folder: Path, key: str) -> bool:

@@ -13,14 +13,21 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from smollora.config import Recipe
-from smollora.errors import DataError, GateFailed, ModelError, TemplateError, VerifyError
+from smollora.config import PrepareSection, Recipe
+from smollora.errors import (
+    ConfigError,
+    DataError,
+    GateFailed,
+    ModelError,
+    TemplateError,
+    VerifyError,
+)
 from smollora.formats import ToolFormat, get_format
 from smollora.models import (
     equip,
@@ -33,12 +40,17 @@ from smollora.models import (
 )
 from smollora.progress import meter
 from smollora.render import Renderer
-from smollora.runs import read_json, write_json, write_jsonl, write_whole
+from smollora.runs import code_version, read_json, write_json, write_jsonl, write_whole
 from smollora.templates import audit as template_audit
 from smollora.templates import repair as template_repair
 from smollora.templates.engine import load_shipped
 from smollora.tokens import RESULT_TAGS, TokenFacts, read_token_facts
 from smollora.types import Check, EvalCase
+
+if TYPE_CHECKING:
+    from smollora.data.mix import MixPlan
+    from smollora.data.overlap import Overlap
+    from smollora.data.prepared import PreparedSet
 
 PREVIEW_ROWS = 60
 
@@ -205,44 +217,114 @@ def _link_weights(source: Path, folder: Path) -> None:
 
 
 def prepare(run: Run) -> dict[str, Any]:
-    """Sources -> rendered rows; every row kept or counted as rejected."""
-    from smollora.data.prepare import prepare_rows, write_rows
-
+    """Sources -> shards of rendered rows; every row kept or counted as rejected."""
     renderer = load_renderer(run)
-    with meter(run.console, "prepare", unit="rows") as shown:
-        made = prepare_rows(
-            run.recipe.prepare, renderer, seed=run.recipe.mix.seed, on_rows=shown.to
-        )
+    section, seed = run.recipe.prepare, run.recipe.mix.seed
     folder = run.folder / "prepare"
-    write_rows(made.rows, folder / "rows.parquet")
-    write_jsonl(
-        folder / "rejected.jsonl",
-        [
-            {"source": r.source, "row": r.row, "reason": r.reason, "detail": r.detail}
-            for r in made.rejects
-        ],
-    )
-    rejected: dict[str, int] = {}
-    for reject in made.rejects:
-        rejected[reject.reason] = rejected.get(reject.reason, 0) + 1
+    overlap = load_overlap(section)
+    if section.engine == "in_process":
+        from smollora.data.tasks import prepare_set
+
+        with meter(run.console, "prepare", unit="rows") as shown:
+            counts = prepare_set(
+                section,
+                renderer,
+                folder,
+                seed=seed,
+                code=code_version(),
+                overlap=overlap,
+                on_rows=shown.to,
+            )
+    else:
+        prepare_on_engine = import_scale(section.engine).prepare_on_engine
+        with meter(run.console, f"prepare on {section.engine}", unit="tasks") as shown:
+
+            def on_tasks(done: int, tasks: int) -> None:
+                shown.total(tasks)
+                shown.to(done)
+
+            counts = prepare_on_engine(
+                section,
+                renderer,
+                folder,
+                seed=seed,
+                code=code_version(),
+                overlap=overlap,
+                on_tasks=on_tasks,
+            )
+    rejected = counts.rejected or {}
     return {
-        "rows_in": made.rows_in,
-        "rows_kept": made.rows_in - len(made.rejects),
-        "rows_rendered": len(made.rows),
+        "rows_in": counts.rows_in,
+        "rows_kept": counts.rows_in - sum(rejected.values()),
+        "rows_rendered": counts.rows_rendered,
+        "rows_built": counts.built,
+        "built_left_out": counts.built_left_out,
         "rejected": rejected,
-        "shortened": made.shortened,
-        "tokens": sum(len(row.rendered.token_ids) for row in made.rows),
-        "labelled_tokens": sum(sum(row.rendered.trained) for row in made.rows),
+        "changed": counts.changed or {},
+        "forms": counts.forms or {},
+        "shortened": counts.shortened,
+        "tokens": counts.tokens,
+        "labelled_tokens": counts.labelled_tokens,
     }
+
+
+def load_overlap(section: PrepareSection) -> Overlap | None:
+    """What training rows must not hold; None if the recipe does not ask. `bfcl` downloads a wheel,
+    once.
+
+    Raises:
+        ConfigError: an evaluation that is not known.
+        DataError: one that cannot be read.
+    """
+    if section.overlap == "off" or not section.overlap_with:
+        return None
+    from smollora.data.overlap import Overlap
+
+    cases = [case for name in section.overlap_with for case in _evaluation_cases(name)]
+    return Overlap(cases, remove=section.overlap == "remove")
+
+
+def _evaluation_cases(name: str) -> list[EvalCase]:
+    from smollora.evaluate.cases import BFCL_SINGLE_TURN, starter_cases
+    from smollora.evaluate.run import load_suite
+
+    if name == "starter:heldout":
+        return starter_cases()
+    if name == "bfcl":
+        categories = (f"bfcl:{category}" for category in BFCL_SINGLE_TURN)
+        return [case for category in categories for case in load_suite(category, None)]
+    return load_suite(name, None)
+
+
+def import_scale(engine: str) -> Any:
+    """The module of datatrove pipelines.
+
+    Raises:
+        ConfigError: datatrove is not installed.
+    """
+    try:
+        from smollora.data import scale
+    except ImportError as error:
+        raise ConfigError(
+            f"prepare.engine={engine} needs datatrove ({error.name} is not installed)",
+            "pip install 'smollora[scale]', or take prepare.engine=in_process",
+        ) from error
+    return scale
+
+
+def open_rows(run: Run) -> PreparedSet:
+    """The prepared set of the run."""
+    from smollora.data.prepared import read_prepared
+
+    return read_prepared(run.folder / "prepare" / "rows")
 
 
 def verify(run: Run) -> dict[str, Any]:
     """Proof that the labelled region holds what must be learned; refuses to go on otherwise."""
-    from smollora.data.prepare import read_prepared
     from smollora.verify import check_row
 
     renderer = load_renderer(run)
-    rows = read_prepared(run.folder / "prepare" / "rows.parquet")
+    rows = open_rows(run)
     failures: list[dict[str, Any]] = []
     notes: Counter[str] = Counter()
     proved = calling = 0
@@ -288,34 +370,47 @@ def verify(run: Run) -> dict[str, Any]:
     return values
 
 
-def mix(run: Run) -> dict[str, Any]:
-    """Which rows are trained, and what the shares come to."""
-    from smollora.data.mix import plan_mix, shares
-    from smollora.data.prepare import read_prepared
+def plan_rows(run: Run) -> tuple[MixPlan, list[str]]:
+    """The mix of the prepared rows, and the same as lines to read; nothing is written."""
+    from smollora.data.mix import plan_mix, show_plan
 
-    rows = read_prepared(run.folder / "prepare" / "rows.parquet")
-    plan = plan_mix(rows, run.recipe.mix, validation_share=run.recipe.prepare.validation_share)
+    section, held = run.recipe.mix, run.recipe.prepare.validation_share
+    plan = plan_mix(open_rows(run).table, section, validation_share=held)
+    return plan, show_plan(plan, section)
+
+
+def mix(run: Run) -> dict[str, Any]:
+    """Which rows are trained, and what the shares come to; the plan is printed first."""
+    from smollora.data.mix import shares
+
+    rows = open_rows(run)
+    table = rows.table
+    plan, lines = plan_rows(run)
+    for line in lines:
+        run.console.print(line, highlight=False, markup=False, soft_wrap=True)
     folder = run.folder / "mix"
     write_json(folder / "rows.json", {"train": plan.train, "validation": plan.validation})
-    write_jsonl(folder / "preview.jsonl", _preview(run, [rows[i] for i in plan.train]))
+    write_jsonl(folder / "preview.jsonl", _preview(run, rows, plan.train))
     return {
-        **shares([rows[index] for index in plan.train]),
+        **shares(table, plan.train),
         "rows": len(plan.train),
         "validation_rows": len(plan.validation),
         "rows_left_out": len(rows) - len(plan.train) - len(plan.validation),
+        "strata": [asdict(line) for line in plan.strata],
     }
 
 
-def _preview(run: Run, rows: Sequence[Any]) -> list[dict[str, Any]]:
+def _preview(run: Run, rows: PreparedSet, train: Sequence[int]) -> list[dict[str, Any]]:
     from smollora.data.parts import parts_of
 
     renderer = load_renderer(run)
     tokenizer = renderer.tokenizer
-    chosen = []
+    chosen: list[int] = []
     for kind in ("call", "no_call", "no_tools"):
-        of_kind = [row for row in rows if row.kind == kind]
+        of_kind = [index for index in train if rows.table.kind[index] == kind]
         random.Random(0).shuffle(of_kind)
         chosen.extend(of_kind[: PREVIEW_ROWS // 3])
+    found = dict(rows.take(chosen))
     return [
         {
             "conversation_id": row.rendered.conversation_id,
@@ -328,7 +423,7 @@ def _preview(run: Run, rows: Sequence[Any]) -> list[dict[str, Any]]:
             "part": list(parts_of(row.rendered, renderer.facts, tokenizer)),
             "roles": list(row.roles),
         }
-        for row in chosen
+        for row in (found[index] for index in chosen)
     ]
 
 
@@ -338,25 +433,25 @@ def _preview(run: Run, rows: Sequence[Any]) -> list[dict[str, Any]]:
 def train(run: Run) -> dict[str, Any]:
     """LoRA on the mixed rows."""
     from smollora.data.parts import training_row
-    from smollora.data.prepare import read_prepared
     from smollora.train import StepReport, compute_dtype, train_adapter
 
     renderer = load_renderer(run)
-    prepared = read_prepared(run.folder / "prepare" / "rows.parquet")
+    prepared = open_rows(run)
     chosen = read_json(run.folder / "mix" / "rows.json")
     settings = run.recipe.train
 
     def rows_of(name: str) -> list[Any]:
-        return [
-            training_row(
-                prepared[index].rendered,
+        made = {
+            index: training_row(
+                row.rendered,
                 renderer.facts,
                 renderer.tokenizer,
                 settings.weights,
-                has_tools=prepared[index].kind != "no_tools",
-            )
-            for index in chosen[name]
-        ]
+                has_tools=row.kind != "no_tools",
+            ).compact()
+            for index, row in prepared.take(chosen[name])
+        }
+        return [made[index] for index in chosen[name]]
 
     facts = renderer.facts
     rows_ids = [renderer.tokenizer.convert_tokens_to_ids(text) for text in RESULT_TAGS]
@@ -396,19 +491,21 @@ def train(run: Run) -> dict[str, Any]:
 
 def merge(run: Run) -> dict[str, Any]:
     """Adapter + base -> model, proved to be the same model."""
-    from smollora.data.prepare import read_prepared
     from smollora.merge import apply_merge, plan_merge
 
     section = run.recipe.merge
     (run.folder / "merge").mkdir(parents=True, exist_ok=True)
     plan = plan_merge(run.base, run.folder / "train" / "adapter", run.merged, section.dtype)
-    prepared = read_prepared(run.folder / "prepare" / "rows.parquet")
+    prepared = open_rows(run)
     held = read_json(run.folder / "mix" / "rows.json")["validation"] or range(len(prepared))
-    rows: list[tuple[int, ...]] = []
-    for row in sorted((prepared[index].rendered.token_ids for index in held), key=len):
-        if sum(map(len, rows)) >= section.positions:
+    length = prepared.table.length
+    short: list[int] = []
+    for index in sorted(held, key=lambda index: length[index]):
+        if sum(length[i] for i in short) >= section.positions:
             break
-        rows.append(row)
+        short.append(index)
+    found = dict(prepared.take(short))
+    rows = [found[index].rendered.token_ids for index in short]
     with meter(run.console, "merge and prove", 5, "steps") as shown:
         count = iter(range(1, 6))
         values = apply_merge(plan, rows, section, on_step=lambda text: shown.to(next(count), text))

@@ -91,7 +91,7 @@ def test_rows_in_is_kept_plus_rejected_and_each_reject_names_its_row(tmp_path: P
     )
     assert sorted(reasons(made)) == [
         *((2, "empty_turn"), (4, "no_answer"), (5, "too_long"), (6, "not_an_object")),
-        *((8, "bad_json"), (9, "bad_json")),
+        *((8, "bad_json"), (9, "bad_unicode")),
     ]
     kept = [row.rendered.conversation_id for row in made.rows]
     assert kept == ["a", "b", "c"]
@@ -263,7 +263,7 @@ def test_rows_come_back_from_disk_as_they_went(tmp_path: Path) -> None:
         said("a", "b", "c", "d"),
     )
     write_rows(made.rows, tmp_path / "rows.parquet")
-    assert read_prepared(tmp_path / "rows.parquet") == list(made.rows)
+    assert list(read_prepared(tmp_path / "rows.parquet")) == list(made.rows)
 
 
 def test_a_broken_file_of_rows_says_what_to_do(tmp_path: Path) -> None:
@@ -305,3 +305,39 @@ def test_a_delimiter_that_a_user_types_is_not_trained_and_fails_no_check(tmp_pat
     facts = renderer().facts
     for row in made.rows:
         assert all(c.ok for c in check_row(row.rendered, row.calls, facts, HERMES, TOKENIZER))
+
+
+def test_arguments_before_the_name_are_trained_name_first(tmp_path: Path) -> None:
+    """Hermes-V1 writes {'arguments': ..., 'name': ...}; vLLM's streaming breaks on that order."""
+    record = {
+        "conversations": [
+            {"from": "human", "value": "Find"},
+            {
+                "from": "gpt",
+                "value": "<tool_call>{'arguments': {'what': 'keys'}, 'name': 'find'}</tool_call>",
+            },
+        ],
+        "tools": json.dumps([{"type": "function", "function": FIND}]),
+    }
+    made = prepared(tmp_path, record)
+    (text,) = texts(made)
+    call = '<tool_call>\n{"name": "find", "arguments": {"what": "keys"}}\n</tool_call>'
+    assert call in text
+    assert "'arguments'" not in text
+
+
+def test_a_row_that_loses_its_call_with_its_first_exchange_counts_as_what_is_left(
+    tmp_path: Path,
+) -> None:
+    """Kept and labelled as it now stands: tools on offer, an answer in words."""
+    record = calling("key " * 30)
+    record["messages"] += [
+        {"role": "tool", "content": "by the door"},
+        {"role": "assistant", "content": "By the door."},
+        {"role": "user", "content": "Thanks"},
+        {"role": "assistant", "content": "Any time."},
+    ]
+    whole_length = len(prepared(tmp_path, record).rows[0].rendered.token_ids)
+    made = prepared(tmp_path, record, max_length=whole_length - 1)
+    assert made.shortened == 1
+    assert [(row.kind, row.calls) for row in made.rows] == [("no_call", ((),))]

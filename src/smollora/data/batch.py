@@ -14,6 +14,7 @@ must end before that one.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,10 @@ class Row:
     """What training needs of a rendered row."""
 
     conversation_id: str
-    token_ids: tuple[int, ...]
-    weights: tuple[float, ...]
+    token_ids: tuple[int, ...] | array[int]
+    weights: tuple[float, ...] | array[float]
     """Weight of each token in the loss; 0 = not trained."""
-    parts: tuple[int, ...]
+    parts: tuple[int, ...] | array[int]
     """Index into `types.PARTS`, -1 where not trained."""
 
     @property
@@ -44,6 +45,15 @@ class Row:
         """Index of the first trained token; the length of the row if all weigh nothing."""
         trained = (i for i, weight in enumerate(self.weights) if weight > 0)
         return next(trained, len(self.token_ids))
+
+    def compact(self) -> Row:
+        """The same row in 9 bytes a token (int32, float32, int8) instead of some 50."""
+        return Row(
+            self.conversation_id,
+            array("i", self.token_ids),
+            array("f", self.weights),
+            array("b", self.parts),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,46 +1,69 @@
 """Sources -> conversations -> rendered rows, every row counted.
 
-In: the recipe's sources, a `Renderer`. Out: `rows.parquet` (token ids, owners, labels, calls) and
-the list of rejects. rows_in = kept + rejected always. Too long: whole exchanges are dropped from
-the front; what still does not fit is rejected, never cut.
+In: the recipe's sources, a `Renderer`. Out: one `RowOutcome` a record: its rendered rows, or why it
+has none. rows_in = kept + rejected always. Too long: whole exchanges are dropped from the front;
+what still does not fit is rejected, never cut. `tasks.py` writes these to shards; `prepare_rows`
+keeps them in memory, for estimates and tests.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import compress
 from typing import Any
 
 from smollora.config import PrepareSection, SourceSection
-from smollora.data.sources import Undecodable, read_conversation, read_rows
-from smollora.data.starter import build_general_rows, build_rows
+from smollora.data.duplicates import Sketch, sketch
+from smollora.data.negatives import Negatives, collect_pool
+from smollora.data.overlap import Overlap
+from smollora.data.prepared import PreparedSet, read_prepared
+from smollora.data.records import read_records
+from smollora.data.shards import PreparedRow, write_rows
+from smollora.data.sources import Accepted, read_row
 from smollora.errors import DataError
 from smollora.render import Renderer
-from smollora.types import Conversation, Reject, Rendered, ToolCall
+from smollora.types import Change, Conversation, Reject, Rendered
+
+__all__ = [
+    "Prepared",
+    "PreparedRow",
+    "PreparedSet",
+    "RowOutcome",
+    "drop_first_exchange",
+    "prepare_rows",
+    "read_prepared",
+    "write_rows",
+]
 
 BATCH = 512
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedRow:
-    """One row of rows.parquet."""
+class RowOutcome:
+    """What became of one record."""
 
-    rendered: Rendered
-    source: str
-    group: str
-    """"tool" or "general": which share of the mix it counts to."""
-    kind: str
-    """"call", "no_call" or "no_tools"."""
-    roles: tuple[str, ...]
-    calls: tuple[tuple[ToolCall, ...], ...]
-    """The calls of each labelled turn."""
+    row: int
+    """Its number within the source, from 1."""
+    rows: tuple[PreparedRow, ...] = ()
+    reject: Reject | None = None
+    shortened: bool = False
+    """True if exchanges at the front were dropped so that it fits."""
+    built: tuple[PreparedRow, ...] = ()
+    """Rows that were built from it beside its own."""
+    built_left_out: int = 0
+    """Built conversations that did not render or did not fit."""
+    changes: tuple[Change, ...] = ()
+    """What was changed in a record that is kept."""
+    form: str = ""
+    """The record form it was read as."""
+    sketch: Sketch | None = None
+    """What it is compared with other records by; None where the recipe looks for no duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything that `prepare` made."""
+    """Everything that `prepare_rows` made."""
 
     rows: tuple[PreparedRow, ...]
     rejects: tuple[Reject, ...]
@@ -56,7 +79,7 @@ def prepare_rows(
     seed: int,
     on_rows: Callable[[int], None] | None = None,
 ) -> Prepared:
-    """Read, convert and render every source.
+    """Read, convert and render every source, in memory.
 
     Raises:
         DataError: a file is missing or empty, nothing is left, or, with `strict`, the first bad
@@ -65,97 +88,202 @@ def prepare_rows(
     rows: list[PreparedRow] = []
     rejects: list[Reject] = []
     counted = shortened = 0
+    negatives = plan_negatives(section, seed)
     for source in section.sources:
         before = counted
-        for batch in _conversations(source, seed):
-            counted += len(batch)
-            good = [item for item in batch if isinstance(item[1], Conversation)]
-            rejects.extend(item for _, item in batch if isinstance(item, Reject))
-            rendered = renderer.rows([item for _, item in good if isinstance(item, Conversation)])
-            for (number, item), result in zip(good, rendered, strict=True):
-                assert isinstance(item, Conversation)
-                outcome, cut = _fit(item, result, renderer, section.max_length)
-                shortened += cut
-                if isinstance(outcome, Reject):
-                    rejects.append(replace(outcome, row=number))
-                else:
-                    rows.extend(_prepared(*outcome, source.kind))
-            if section.strict and rejects:
-                first = min(rejects, key=lambda reject: reject.row)
-                raise DataError(
-                    f"row {first.row} of {first.source}: {first.reason}: {first.detail}",
-                    "mend the row, or run without prepare.strict to count such rows and go on",
-                )
+        for outcomes in prepare_batches(
+            records_of(source, seed), source, section, renderer, negatives
+        ):
+            counted += len(outcomes)
+            for outcome in outcomes:
+                rows.extend((*outcome.rows, *outcome.built))
+                rejects.extend([outcome.reject] if outcome.reject else [])
+                shortened += outcome.shortened
             if on_rows:
                 on_rows(counted)
         if counted == before:
-            raise DataError(
-                f"source {source.name} ({source.path}) holds no rows",
-                "remove it from prepare.sources or fill it",
-            )
+            raise holds_no_rows(source)
     if not rows:
-        raise DataError(
-            f"none of {counted} rows is left: {_reasons(rejects)}",
-            "raise prepare.max_length if they are too long; prepare.strict=true names the first",
-        )
+        raise nothing_left(counted, count_reasons(rejects))
     return Prepared(tuple(rows), tuple(rejects), counted, shortened)
 
 
-def _reasons(rejects: Sequence[Reject]) -> str:
-    counts: dict[str, int] = {}
-    for reject in rejects:
-        counts[reject.reason] = counts.get(reject.reason, 0) + 1
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+def prepare_batches(
+    records: Iterable[tuple[int, Any]],
+    source: SourceSection,
+    section: PrepareSection,
+    renderer: Renderer,
+    negatives: Negatives | None,
+    overlap: Overlap | None = None,
+) -> Iterator[list[RowOutcome]]:
+    """Outcomes of records, some hundred at a time (the tokenizer's threads share a batch).
+
+    Raises:
+        DataError: with `strict`, at the first bad row.
+    """
+    for batch in batched(records, BATCH):
+        read = [(number, convert(number, record, source, overlap)) for number, record in batch]
+        good = [item for item in read if isinstance(item[1], Accepted)]
+        made = render_batch(good, source, section, renderer, negatives)  # type: ignore[arg-type]
+        outcomes = [
+            RowOutcome(number, reject=item) if isinstance(item, Reject) else next(made)
+            for number, item in read
+        ]
+        if section.strict:
+            raise_at_first(outcomes)
+        yield outcomes
 
 
-def _records(source: SourceSection, seed: int) -> Iterator[tuple[int, Any]]:
-    if source.path == "starter:tools":
-        yield from enumerate(build_rows("train", seed=seed, share=source.share), 1)
-    elif source.path == "starter:general":
-        yield from enumerate(build_general_rows("train", seed=seed), 1)
-    elif source.path.startswith("hub:"):
-        yield from enumerate(_hub_rows(source.path.removeprefix("hub:")), 1)
-    else:
-        yield from read_rows(Path(source.path).expanduser())
-
-
-def _hub_rows(name: str) -> Iterator[Any]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(
-            f"reading hub:{name} needs the package datasets",
-            "pip install datasets; or download the file and give its path",
-        ) from error
-    dataset, _, config = name.partition(":")
-    try:
-        yield from load_dataset(dataset, config or None, split="train", streaming=True)
-    except Exception as error:  # the hub client raises a dozen kinds
-        raise DataError(
-            f"cannot read {dataset} from the Hub: {type(error).__name__}",
-            "check the name and the connection, or give a local file",
-        ) from error
-
-
-def _conversations(
-    source: SourceSection, seed: int
-) -> Iterator[list[tuple[int, Conversation | Reject]]]:
-    batch: list[tuple[int, Conversation | Reject]] = []
-    for count, (number, record) in enumerate(_records(source, seed)):
-        if source.limit is not None and count >= source.limit:
-            break
-        if isinstance(record, Undecodable):
-            batch.append((number, Reject(source.name, number, "bad_json", record.detail)))
-        else:
-            batch.append((number, read_conversation(record, source.name, number)))
-        if len(batch) == BATCH:
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most `size` items."""
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
             yield batch
             batch = []
     if batch:
         yield batch
 
 
-Outcome = tuple[Conversation, tuple[Rendered, ...]]
+def raise_at_first(outcomes: Sequence[RowOutcome]) -> None:
+    """Raise what `prepare.strict` asks for if a row is rejected.
+
+    Raises:
+        DataError: names the first rejected row.
+    """
+    first = next((outcome.reject for outcome in outcomes if outcome.reject), None)
+    if first is not None:
+        raise DataError(
+            f"row {first.row} of {first.source}: {first.reason}: {first.detail}",
+            "mend the row, or run without prepare.strict to count such rows and go on",
+        )
+
+
+def holds_no_rows(source: SourceSection) -> DataError:
+    """What is said of a source without a single record."""
+    return DataError(
+        f"source {source.name} ({source.path}) holds no rows",
+        "remove it from prepare.sources or fill it",
+    )
+
+
+def nothing_left(rows_in: int, reasons: dict[str, int]) -> DataError:
+    """What is said when every row was rejected."""
+    listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    return DataError(
+        f"none of {rows_in} rows is left: {listed}",
+        "raise prepare.max_length if they are too long; prepare.strict=true names the first",
+    )
+
+
+def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
+    """How many rows each reason took."""
+    counts: dict[str, int] = {}
+    for reject in rejects:
+        counts[reject.reason] = counts.get(reject.reason, 0) + 1
+    return counts
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def records_of(source: SourceSection, seed: int) -> Iterator[tuple[int, Any]]:
+    """(number, record) of a source, at most `source.limit` of them."""
+    return read_records(source, seed)
+
+
+def convert(
+    number: int, record: Any, source: SourceSection, overlap: Overlap | None = None
+) -> Accepted | Reject:
+    """One record as a conversation with what was changed in it, or why not."""
+    found = read_row(record, source.name, number, form=source.form)
+    if overlap is None or isinstance(found, Reject):
+        return found
+    shared = overlap.of(found.conversation)
+    if shared is None:
+        return found
+    reason = f"evaluation_{shared.what}"
+    detail = f"{shared.detail} is in the evaluation case {shared.case}"
+    if overlap.remove:
+        return Reject(source.name, number, reason, detail)
+    noted = Change(source.name, number, f"{reason}_kept", detail)
+    return replace(found, changes=(*found.changes, noted))
+
+
+def plan_negatives(section: PrepareSection, seed: int) -> Negatives | None:
+    """What irrelevance rows are built from; None where the recipe wants none.
+
+    Raises:
+        DataError: the recipe wants them and no tool source offers a tool.
+    """
+    if not section.negatives:
+        return None
+    read = (
+        found.conversation
+        for source in section.sources
+        if source.kind == "tool"
+        for number, record in records_of(source, seed)
+        if isinstance(found := convert(number, record, source), Accepted)
+    )
+    pool = collect_pool(read)
+    if not pool:
+        raise DataError(
+            "prepare.negatives needs tools and no source of kind tool offers any",
+            "add a tool source, or set prepare.negatives=0",
+        )
+    return Negatives(pool, section.negatives, seed)
+
+
+# ── rendering ────────────────────────────────────────────────────────────────────────────────────
+
+
+def render_batch(
+    batch: Sequence[tuple[int, Accepted]],
+    source: SourceSection,
+    section: PrepareSection,
+    renderer: Renderer,
+    negatives: Negatives | None,
+) -> Iterator[RowOutcome]:
+    """The outcome of each conversation, in order; `batch` is tokenised at once."""
+    drawn = [
+        negatives.of(found.conversation, number) if negatives and source.kind == "general" else None
+        for number, found in batch
+    ]
+    asked = [found.conversation for _, found in batch]
+    rendered = renderer.rows([*asked, *(item for item in drawn if item is not None)])
+    own = [next(rendered) for _ in batch]
+    near = section.near_duplicates != "off"
+    for (number, found), extra, result in zip(batch, drawn, own, strict=True):
+        outcome, cut = _fit(found.conversation, result, renderer, section.max_length)
+        built: tuple[PreparedRow, ...] = ()
+        left_out = 0
+        if extra is not None:
+            beside, _ = _fit(extra, next(rendered), renderer, section.max_length)
+            left_out = isinstance(beside, Reject)
+            if not isinstance(beside, Reject):
+                built = tuple(_prepared(*beside, source.kind, number, built=True))
+        if isinstance(outcome, Reject):
+            yield RowOutcome(number, reject=replace(outcome, row=number))
+        else:
+            rows = tuple(_prepared(*outcome, source.kind, number))
+            changes = (*found.changes, *_shortening(found, outcome[0], number))
+            compared = None
+            if near or section.duplicates != "off":
+                compared = sketch(outcome[0], near=near)
+            yield RowOutcome(
+                number, rows, None, cut, built, left_out, changes, found.form, compared
+            )
+
+
+def _shortening(found: Accepted, kept: Conversation, number: int) -> Iterator[Change]:
+    before, after = len(found.conversation.messages), len(kept.messages)
+    if after < before:
+        detail = f"the first {before - after} of {before} messages, to fit max_length"
+        yield Change(kept.source, number, "exchanges_dropped", detail)
+
+
+Fitted = tuple[Conversation, tuple[Rendered, ...]]
 
 
 def _fit(
@@ -163,7 +291,7 @@ def _fit(
     rendered: tuple[Rendered, ...] | Reject,
     renderer: Renderer,
     max_length: int,
-) -> tuple[Outcome | Reject, bool]:
+) -> tuple[Fitted | Reject, bool]:
     """The rendered rows of a conversation if they fit; else with exchanges dropped from the front;
     and whether any were.
     """
@@ -198,12 +326,15 @@ def drop_first_exchange(conversation: Conversation) -> Conversation | None:
 
 
 def _prepared(
-    conversation: Conversation, rendered: tuple[Rendered, ...], group: str
+    conversation: Conversation,
+    rendered: tuple[Rendered, ...],
+    group: str,
+    number: int,
+    *,
+    built: bool = False,
 ) -> Iterator[PreparedRow]:
     for row in rendered:
-        owners = dict.fromkeys(
-            owner for owner, trained in zip(row.owner, row.trained, strict=True) if trained
-        )
+        owners = dict.fromkeys(compress(row.owner, row.trained))
         yield PreparedRow(
             row,
             conversation.source,
@@ -211,68 +342,6 @@ def _prepared(
             conversation.kind,
             tuple(message.role for message in conversation.messages),
             tuple(conversation.messages[owner].calls for owner in owners),
+            number,
+            built,
         )
-
-
-def write_rows(rows: Sequence[PreparedRow], path: Path) -> None:
-    """Write rows.parquet (written whole)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from smollora.runs import write_whole
-
-    table = pa.table(
-        {
-            "conversation_id": [row.rendered.conversation_id for row in rows],
-            "source": [row.source for row in rows],
-            "group": [row.group for row in rows],
-            "kind": [row.kind for row in rows],
-            "token_ids": pa.array([row.rendered.token_ids for row in rows], pa.list_(pa.int32())),
-            "owner": pa.array([row.rendered.owner for row in rows], pa.list_(pa.int32())),
-            "trained": pa.array([row.rendered.trained for row in rows], pa.list_(pa.bool_())),
-            "roles": pa.array([row.roles for row in rows], pa.list_(pa.string())),
-            "calls": [
-                json.dumps([[[c.name, dict(c.arguments)] for c in turn] for turn in row.calls])
-                for row in rows
-            ],
-        }
-    )
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_whole(path, sink.getvalue().to_pybytes())
-
-
-def read_prepared(path: Path) -> list[PreparedRow]:
-    """Read rows.parquet back.
-
-    Raises:
-        DataError: not there or broken.
-    """
-    import pyarrow.parquet as pq
-
-    try:
-        columns = pq.read_table(path).to_pydict()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", "run `prepare` again") from error
-    return [
-        PreparedRow(
-            Rendered(identity, tuple(ids), tuple(owner), tuple(trained)),
-            source,
-            group,
-            kind,
-            tuple(roles),
-            tuple(tuple(ToolCall(n, a) for n, a in turn) for turn in json.loads(calls)),
-        )
-        for identity, source, group, kind, ids, owner, trained, roles, calls in zip(
-            columns["conversation_id"],
-            columns["source"],
-            columns["group"],
-            columns["kind"],
-            columns["token_ids"],
-            columns["owner"],
-            columns["trained"],
-            columns["roles"],
-            columns["calls"],
-            strict=True,
-        )
-    ]
