@@ -53,9 +53,9 @@ LIST_SIZES = (1, 1, 2, 2, 3, 3, 4, 5)
 """Tools on one training list, drawn evenly."""
 MOST_TOOLS = 4
 """Tools on a list for cases that need several."""
-NEAR_ONE_IN = 6
+NEAR_ONE_IN = 5
 """A request whose tool was taken out of the list, for every so many rows of the list."""
-FOREIGN_ONE_IN = 6
+FOREIGN_ONE_IN = 4
 """A request of another domain, for every so many rows of the list; declined too."""
 
 
