@@ -166,6 +166,8 @@ def _roomy_cache(config: Any, length: int) -> Any:
     class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         """Keys and values [rows, heads, tokens, head_dim] are the front of larger tensors."""
 
+        keys: Any
+        values: Any
         room: list[Any] | None = None
 
         def update(
