@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
-from smollora.columns import TEMPLATE, columns
+from smollora.columns import TEMPLATE, TokenColumns
 from smollora.errors import TemplateError
 from smollora.templates.engine import BoundTemplate, ChatTemplate
 from smollora.templates.given import as_openai, plain_message
@@ -48,6 +48,7 @@ class Renderer:
         self.template = ChatTemplate(template)
         self.tokenizer = tokenizer
         self.facts = facts
+        self._columns = TokenColumns(tokenizer.backend_tokenizer)
         self._date = date
         self._variables = {
             "bos_token": facts.bos_text,
@@ -185,11 +186,9 @@ class Renderer:
                 yield from self._finish(waiting[0], waiting[1], waiting[2].result())
 
     def _encode(self, texts: Sequence[tuple[RenderedText, ...] | Reject]) -> list[Any]:
-        flat = [item.text for result in texts if isinstance(result, tuple) for item in result]
-        encodings: list[Any] = self.tokenizer.backend_tokenizer.encode_batch(
-            flat, add_special_tokens=False
+        return self._columns.encode(
+            [item.text for result in texts if isinstance(result, tuple) for item in result]
         )
-        return encodings
 
     def _finish(
         self,
@@ -202,8 +201,7 @@ class Renderer:
             if isinstance(result, Reject):
                 yield result
                 continue
-            backend = self.tokenizer.backend_tokenizer
-            rows = [columns(conversation.id, item, next(left), backend) for item in result]
+            rows = [self._columns.columns(conversation.id, item, next(left)) for item in result]
             wrong = next((row for row in rows if isinstance(row, Refusal)), None)
             if wrong is None:
                 yield tuple(row for row in rows if isinstance(row, Rendered))
