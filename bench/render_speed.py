@@ -1,6 +1,7 @@
 """How fast conversations become token ids and labels, beside the two ways to compare with.
 
 usage: python bench/render_speed.py [ROWS.jsonl] [--tokenizer DIR] [--pair NAME] [--rounds N]
+           [--limit N]
 
 ROWS.jsonl holds one conversation a line, in any form that `prepare` reads; without it the rows are
 the starter data. In turn, round after round, in one process:
@@ -11,8 +12,9 @@ the starter data. In turn, round after round, in one process:
 - bare: `tokenizers` encoding the same texts in one batch, without rendering or labels.
 
 Labels are compared on every row: trl's, from the end of the generation prompt to the first stop
-token, against ours. Prints one JSON object; rates are rows a second, the median of the rounds.
-Run it alone on the machine, with TOKENIZERS_PARALLELISM unset.
+token, against ours. Prints one JSON object: rows a second of each round, ratios of their medians,
+and the processor time of all threads a row. Run it alone on the machine, with
+TOKENIZERS_PARALLELISM unset; on a busy one only the processor times say anything.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +50,11 @@ def conversations(path: Path | None) -> Iterator[Conversation]:
             yield made
 
 
-def rate(count: int, work: Callable[[], Any]) -> tuple[float, Any]:
-    """Rows a second, and what was made."""
-    start = time.perf_counter()
+def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds on the wall, seconds of processor time in all threads, and what was made."""
+    wall, processor = time.perf_counter(), time.process_time()
     made = work()
-    return count / (time.perf_counter() - start), made
+    return time.perf_counter() - wall, time.process_time() - processor, made
 
 
 def with_mask(tokenizer: Any, pair: Pair, conversation: Conversation) -> tuple[Any, Any]:
@@ -92,6 +95,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="a folder; SmolLM3's is built if left out")
     parser.add_argument("--pair", default="qwen2_5", help="a template pair of the trl wheel")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="use only so many rows")
     arguments = parser.parse_args()
     if arguments.tokenizer:
         from transformers import AutoTokenizer
@@ -103,7 +107,7 @@ def main() -> None:
     if pair is None:
         parser.error(f"no pair {arguments.pair}; there are {', '.join(p.name for p in pairs())}")
     renderer = Renderer(pair.stock, tokenizer, read_token_facts(tokenizer, HERMES, pair.stock))
-    rows = list(conversations(arguments.rows))
+    rows = list(islice(conversations(arguments.rows), arguments.limit))
     texts = [
         text.text
         for row in rows
@@ -117,12 +121,14 @@ def main() -> None:
         "bare": lambda: backend.encode_batch(texts, add_special_tokens=False),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     made: dict[str, Any] = {}
     backend.encode_batch(texts[:64], add_special_tokens=False)
     for _ in range(arguments.rounds):
         for name, work in ways.items():
-            speed, made[name] = rate(len(rows), work)
-            rates[name].append(round(speed, 1))
+            wall, processor, made[name] = timed(work)
+            rates[name].append(round(len(rows) / wall, 1))
+            times[name].append(round(1000 * processor / len(rows), 3))
     median = {name: statistics.median(found) for name, found in rates.items()}
     same = sum(
         agrees(renderer, row, ours, theirs)
@@ -134,7 +140,8 @@ def main() -> None:
             {
                 "rows": len(rows),
                 "megabytes": round(sum(len(text.encode()) for text in texts) / 1e6, 2),
-                "rates": rates,
+                "rows_per_second": rates,
+                "processor_ms_per_row": times,
                 "ours_over_mask": round(median["ours"] / median["mask"], 2),
                 "ours_over_bare": round(median["ours"] / median["bare"], 2),
                 "labels_agree": same,

@@ -21,7 +21,7 @@ ROOT = Path(smollora.__file__).parent
 LEVELS = {
     **dict.fromkeys(("errors", "types"), 0),
     **dict.fromkeys(("formats", "config", "runs"), 1),
-    **dict.fromkeys(("tokens", "templates", "render", "verify"), 2),
+    **dict.fromkeys(("tokens", "templates", "columns", "render", "verify"), 2),
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
     **dict.fromkeys(("architecture", "tokenizer_file"), 4),

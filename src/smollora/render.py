@@ -2,58 +2,32 @@
 
 In: `Conversation`, a compiled `ChatTemplate`, a fast tokenizer, `TokenFacts`. Out: `Rendered` rows,
 or a reason why not. Where a turn begins and ends in the text is found by `templates.turns`, for any
-template; here the text becomes tokens. The surprise: a token may stand on both sides of the border
-between prompt and answer, and then the row is refused, for no server would send such a prompt.
+template; `columns` makes tokens of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
+from smollora.columns import TEMPLATE, TokenColumns
 from smollora.errors import TemplateError
 from smollora.templates.engine import BoundTemplate, ChatTemplate
-from smollora.templates.given import plain_message
+from smollora.templates.given import as_openai, plain_message
 from smollora.templates.owners import Refusal, Turns, with_content
-from smollora.templates.turns import RenderedText, Span, lay_out, stop_between
+from smollora.templates.turns import RenderedText, lay_out, stop_between
 from smollora.tokens import TokenFacts
 from smollora.types import Conversation, Message, Reject, Rendered, ToolCall, ToolSpec
-
-TEMPLATE = -1
-"""Owner of the template's own tokens."""
 
 BATCH = 128
 """Conversations that are tokenised together."""
 
 _PROBE = "Where does this stand?"
 
-
-def as_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages in the form that chat templates take (arguments as objects)."""
-    return [_message_as_openai(message) for message in messages]
-
-
-def _message_as_openai(message: Message) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.calls:
-        turn["tool_calls"] = [
-            {
-                "type": "function",
-                **({"id": call.id} if call.id else {}),
-                "function": {"name": call.name, "arguments": dict(call.arguments)},
-            }
-            for call in message.calls
-        ]
-    if message.reasoning:
-        turn["reasoning_content"] = message.reasoning
-    if message.call_id:
-        turn["tool_call_id"] = message.call_id
-    if message.name:
-        turn["name"] = message.name
-    return turn
+__all__ = ["TEMPLATE", "Renderer", "as_openai"]
 
 
 class Renderer:
@@ -74,6 +48,7 @@ class Renderer:
         self.template = ChatTemplate(template)
         self.tokenizer = tokenizer
         self.facts = facts
+        self._columns = TokenColumns(tokenizer.backend_tokenizer)
         self._date = date
         self._variables = {
             "bos_token": facts.bos_text,
@@ -210,11 +185,9 @@ class Renderer:
                 yield from self._finish(waiting[0], waiting[1], waiting[2].result())
 
     def _encode(self, texts: Sequence[tuple[RenderedText, ...] | Reject]) -> list[Any]:
-        flat = [item.text for result in texts if isinstance(result, tuple) for item in result]
-        encodings: list[Any] = self.tokenizer.backend_tokenizer.encode_batch(
-            flat, add_special_tokens=False
+        return self._columns.encode(
+            [item.text for result in texts if isinstance(result, tuple) for item in result]
         )
-        return encodings
 
     def _finish(
         self,
@@ -227,86 +200,17 @@ class Renderer:
             if isinstance(result, Reject):
                 yield result
                 continue
-            rows = [self._columns(conversation, item, next(left)) for item in result]
-            wrong = next((row for row in rows if isinstance(row, Reject)), None)
-            yield wrong or tuple(row for row in rows if isinstance(row, Rendered))
+            rows = [self._columns.columns(conversation.id, item, next(left)) for item in result]
+            wrong = next((row for row in rows if isinstance(row, Refusal)), None)
+            if wrong is None:
+                yield tuple(row for row in rows if isinstance(row, Rendered))
+            else:
+                yield _refuse(conversation, wrong.reason, wrong.detail)
 
     def row(self, conversation: Conversation) -> tuple[Rendered, ...] | Reject:
         """`rows` for one conversation."""
         return next(self.rows([conversation]))
 
-    def _columns(
-        self, conversation: Conversation, item: RenderedText, encoding: Any
-    ) -> Rendered | Reject:
-        """Token columns of a rendered text; refused where a trained span does not begin between two
-        tokens.
-        """
-        ids: list[int] = encoding.ids
-        owner: tuple[int, ...] = ()
-        trained: tuple[bool, ...] = ()
-        for span in item.spans:
-            start = _first_token(encoding, item.text, span.start)
-            if span.trained and not _starts_at(
-                encoding, start, span.start, self.tokenizer.backend_tokenizer.decode
-            ):
-                # offsets may leave out space; the prompt's own tokens settle it
-                prompt = self.tokenizer.backend_tokenizer.encode(
-                    item.text[: span.start], add_special_tokens=False
-                ).ids
-                start = len(prompt)
-                if ids[:start] != prompt:
-                    return _refuse(
-                        conversation,
-                        "boundary_inside_token",
-                        f"a token stands on both sides of the end of the generation prompt:"
-                        f" {item.text[: span.start][-20:]!r} and {_start_of(item.text, span)!r}",
-                    )
-            end = _first_token(encoding, item.text, span.end)
-            start = max(start, len(owner))
-            end = max(end, start)
-            outside = start - len(owner)
-            owner += (TEMPLATE,) * outside + (span.owner,) * (end - start)
-            trained += (False,) * outside + (span.trained,) * (end - start)
-        rest = len(ids) - len(owner)
-        return Rendered(
-            conversation.id,
-            tuple(ids),
-            owner + (TEMPLATE,) * rest,
-            trained + (False,) * rest,
-        )
-
 
 def _refuse(conversation: Conversation, reason: str, detail: str) -> Reject:
     return Reject(conversation.source, 0, reason, f"{conversation.id}: {detail}")
-
-
-def _start_of(text: str, span: Span) -> str:
-    return text[span.start : span.end][:20]
-
-
-def _first_token(encoding: Any, text: str, position: int) -> int:
-    """The first token that starts at a character or after it; their number if there is none."""
-    token: int | None = None
-    at = position
-    while token is None and at < len(text):
-        token = encoding.char_to_token(at)
-        at += 1
-    if token is None:
-        return len(encoding)
-    while token < len(encoding) and encoding.token_to_chars(token)[0] < position:
-        token += 1
-    return token
-
-
-def _starts_at(encoding: Any, token: int, position: int, decode: Callable[..., str]) -> bool:
-    """Whether a token starts exactly there.
-
-    Some tokenizers (Llama 3's) leave the space of a token out of its offsets: where there is a gap
-    before the token, its own text says how far it reaches.
-    """
-    if token >= len(encoding) or encoding.token_to_chars(token)[0] != position:
-        return False
-    if not token or encoding.token_to_chars(token - 1)[1] == position:
-        return True
-    start, end = encoding.token_to_chars(token)
-    return len(decode([encoding.ids[token]], skip_special_tokens=False)) == end - start

@@ -193,12 +193,15 @@ class BoundTemplate:
         run.length, run.spans = 0, spans
         run.kept, run.json = self.kept, self.json
         pieces: list[str] = []
+        length = 0
         try:
             for piece in template.root_render_func(context):
                 pieces.append(piece)
-                run.length += len(piece)
-                if run.length > MAX_CHARACTERS:
-                    check_length(run.length)
+                length += len(piece)
+                if length > MAX_CHARACTERS:
+                    check_length(length)
+                if spans is not None:
+                    run.length = length
         except Exception as error:
             raise explain(error, template) from error
         finally:

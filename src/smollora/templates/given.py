@@ -8,11 +8,38 @@ keys whose value is None, and find their reasoning under its standard name as we
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from smollora.types import Message
 
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _ATOMS = frozenset({str, int, float, bool, type(None)})
+
+
+def as_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages in the form that chat templates take (arguments as objects)."""
+    return [_message_as_openai(message) for message in messages]
+
+
+def _message_as_openai(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.calls:
+        turn["tool_calls"] = [
+            {
+                "type": "function",
+                **({"id": call.id} if call.id else {}),
+                "function": {"name": call.name, "arguments": dict(call.arguments)},
+            }
+            for call in message.calls
+        ]
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.call_id:
+        turn["tool_call_id"] = message.call_id
+    if message.name:
+        turn["name"] = message.name
+    return turn
 
 
 def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:

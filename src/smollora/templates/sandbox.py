@@ -175,16 +175,16 @@ def _tojson(
 
     The prompt of each turn repeats the tools, and most of a rendering is their JSON: it is kept.
     """
-    growth.check_indent(indent)
     pair = tuple(separators) if separators else None  # a template may write a list
-    encoder = _encoder(ensure_ascii, indent, pair, sort_keys)
-    memo = run.json
-    if memo is None or id(value) not in run.kept:
-        return encoder.encode(value)
     key = (id(value), ensure_ascii, indent, pair, sort_keys)
-    if key not in memo:
-        memo[key] = encoder.encode(value)
-    return memo[key]
+    memo = run.json if key[0] in run.kept else None
+    if memo is not None and key in memo:
+        return memo[key]
+    growth.check_indent(indent)
+    said = _encoder(ensure_ascii, indent, pair, sort_keys).encode(value)
+    if memo is not None:
+        memo[key] = said
+    return said
 
 
 @lru_cache(maxsize=64)
