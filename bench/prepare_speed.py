@@ -221,7 +221,9 @@ def measure_memory(arguments: argparse.Namespace, folder: Path) -> None:
         path = repeated(arguments.rows_file, rows, folder)
         command = [sys.executable, __file__, str(path), str(arguments.tokenizer), "--child"]
         command += ["--template", arguments.template]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
         print(json.dumps({"rows": rows, **json.loads(done.stdout.splitlines()[-1])}), flush=True)
         path.unlink()
 
