@@ -8,6 +8,7 @@ template; `columns` makes tokens of it.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
@@ -24,6 +25,8 @@ from smollora.types import Conversation, Message, Reject, Rendered, ToolCall, To
 
 BATCH = 128
 """Conversations that are tokenised together."""
+AHEAD = 2
+"""Batches that wait for the tokenizer: its threads never wait for the next one to be rendered."""
 
 _PROBE = "Where does this stand?"
 
@@ -173,16 +176,16 @@ class Renderer:
             texts = [self.text(conversation) for conversation in parts[0]]
             yield from self._finish(parts[0], texts, self._encode(texts))
             return
-        with ThreadPoolExecutor(max_workers=1) as worker:
-            waiting: tuple[Sequence[Conversation], list[Any], Future[list[Any]]] | None = None
+        with ThreadPoolExecutor(max_workers=AHEAD) as workers:
+            waiting: deque[tuple[Sequence[Conversation], list[Any], Future[list[Any]]]] = deque()
             for part in parts:
                 texts = [self.text(conversation) for conversation in part]
-                encodings = worker.submit(self._encode, texts)
-                if waiting:
-                    yield from self._finish(waiting[0], waiting[1], waiting[2].result())
-                waiting = (part, texts, encodings)
-            if waiting:
-                yield from self._finish(waiting[0], waiting[1], waiting[2].result())
+                waiting.append((part, texts, workers.submit(self._encode, texts)))
+                if len(waiting) > AHEAD:
+                    done, made, encodings = waiting.popleft()
+                    yield from self._finish(done, made, encodings.result())
+            for done, made, encodings in waiting:
+                yield from self._finish(done, made, encodings.result())
 
     def _encode(self, texts: Sequence[tuple[RenderedText, ...] | Reject]) -> list[Any]:
         return self._columns.encode(
