@@ -14,7 +14,8 @@ them. Every way gets the same conversations with the same template and tokenizer
   bare        `encode_batch` of the rendered text, nothing else: the floor of any tokenisation
 
 --memory: peak memory of the in-process way over so many rows each, every count in a process of its
-own. Prints one JSON object a line; the last one holds the medians and ratios.
+own. Wall time means something on a machine that does nothing else; processor time does on a busy
+one as well. Prints one JSON object a line; the last one holds the medians and ratios.
 """
 
 from __future__ import annotations
@@ -96,11 +97,12 @@ def conversations_of(path: Path) -> list[Conversation]:
     return [item for item in read if isinstance(item, Conversation)]
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
+def seconds(work: Callable[[], Any]) -> tuple[float, float]:
+    """Wall time of one call, and processor time of this process and those it waited for."""
+    start, before = time.perf_counter(), os.times()
     work()
-    return time.perf_counter() - start
+    after = os.times()
+    return time.perf_counter() - start, sum(after[:4]) - sum(before[:4])
 
 
 def smollora_way(path: Path, renderer: Renderer, engine: str, workers: int, out: Path) -> int:
@@ -178,13 +180,18 @@ def measure_speed(arguments: argparse.Namespace, folder: Path) -> None:
     }
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     found: dict[str, list[float]] = {name: [] for name in ways}
+    spent: dict[str, list[float]] = {name: [] for name in ways if name != "local"}
     for number in range(arguments.rounds):
         for name, (count, work) in ways.items():
-            rate = count / seconds(work)
-            found[name].append(rate)
-            print(json.dumps({"round": number, "way": name, "rows_per_second": round(rate, 1)}))
+            wall, processor = seconds(work)
+            found[name].append(count / wall)
+            line = {"round": number, "way": name, "rows_per_second": round(count / wall, 1)}
+            if name in spent:  # the workers of `local` are not waited for by this process
+                spent[name].append(1000 * processor / count)
+                line["processor_ms_per_row"] = round(spent[name][-1], 3)
+            print(json.dumps(line), flush=True)
     median = {name: statistics.median(rates) for name, rates in found.items()}
-    each = megabytes / len(texts)
+    size = megabytes / len(texts)
     print(
         json.dumps(
             {
@@ -194,7 +201,10 @@ def measure_speed(arguments: argparse.Namespace, folder: Path) -> None:
                 "cores": os.cpu_count(),
                 "rows_per_second": {name: round(rate, 1) for name, rate in median.items()},
                 "megabytes_per_second": {
-                    name: round(rate * each, 2) for name, rate in median.items()
+                    name: round(rate * size, 2) for name, rate in median.items()
+                },
+                "processor_ms_per_row": {
+                    name: round(statistics.median(each), 3) for name, each in spent.items()
                 },
                 "local_over_trl": round(median["local"] / median["trl"], 2),
                 "local_over_bare": round(median["local"] / median["bare"], 2),

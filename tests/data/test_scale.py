@@ -76,6 +76,21 @@ def test_a_ray_cluster_of_two_workers_leaves_the_same_files(
     assert not ray.is_initialized()
 
 
+def test_a_ray_cluster_that_is_not_there_is_named(
+    tmp_path: Path, section: PrepareSection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance at 10.0.0.9:6379")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
+    with pytest.raises(SmolloraError, match=r"no Ray cluster: Could not find") as caught:
+        on("ray", section, tmp_path)
+    assert "RAY_ADDRESS" in caught.value.hint
+
+
 # ── Slurm, with the commands of a cluster played by scripts ───────────────────────────────────
 
 SBATCH = """#!/bin/sh
@@ -215,6 +230,21 @@ def test_strict_names_the_row(tmp_path: Path, section: PrepareSection) -> None:
         on("local", strict, tmp_path)
 
 
+def test_what_stopped_a_worker_is_told_and_the_rest_is_gone_on_with(
+    tmp_path: Path, section: PrepareSection, expected: Expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the machine is on fire")
+
+    monkeypatch.setattr("smollora.data.blocks.render_batch", fail)
+    with pytest.raises(SmolloraError, match=r"5 of 5 tasks .* the machine is on fire") as caught:
+        on("local", section, tmp_path)
+    assert "logs" in caught.value.hint
+    monkeypatch.undo()
+    assert on("local", section, tmp_path) == expected[0]
+    assert digests(tmp_path / "local") == expected[1]
+
+
 def test_a_template_that_drops_calls_is_noticed_by_the_tasks(
     tmp_path: Path, section: PrepareSection
 ) -> None:
@@ -250,7 +280,8 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     for name in ("smollora.data.scale", "smollora.data.blocks"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.delattr("smollora.data.scale", raising=False)
-    monkeypatch.setitem(sys.modules, "datatrove", None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "datatrove"]:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError, match="needs datatrove") as caught:
         import_scale("ray")
     assert "smollora[scale]" in caught.value.hint

@@ -36,6 +36,9 @@ from smollora.render import Renderer
 from smollora.runs import read_json, read_jsonl, write_jsonl, write_whole
 from smollora.types import Reject
 
+RAY_STARTS = 3
+"""Attempts at a cluster on this machine: on a busy one the first may run into Ray's own limit."""
+
 
 def prepare_on_engine(
     section: PrepareSection,
@@ -77,8 +80,9 @@ def prepare_on_engine(
         RUN[section.engine](steps, len(tasks), section, logs)
     left = [task.rank for task in tasks if not (logs / "completions" / f"{task.rank:05d}").exists()]
     if left:
+        why = _first_error(logs, left[0])
         raise SmolloraError(
-            f"{len(left)} of {len(tasks)} tasks of prepare are not done: {_first_error(logs)}",
+            f"{len(left)} of {len(tasks)} tasks of prepare are not done: {why}",
             f"the logs are in {logs / 'logs'}; the same command goes on with what is left",
         )
     return _collect(place, tasks, section)
@@ -136,12 +140,8 @@ def _run_ray(steps: list[Any], tasks: int, section: PrepareSection, logs: Path) 
     mine = not ray.is_initialized()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with _threads(workers):
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if mine and os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        elif mine:
-            here = "127.0.0.1"
-            ray.init(num_cpus=workers, include_dashboard=False, _node_ip_address=here, **quiet)
+        if mine:
+            _connect_ray(workers)
         try:
             _quietly(
                 RayPipelineExecutor(
@@ -155,6 +155,34 @@ def _run_ray(steps: list[Any], tasks: int, section: PrepareSection, logs: Path) 
         finally:
             if mine:
                 ray.shutdown()
+
+
+def _connect_ray(workers: int) -> None:
+    """Join the cluster at RAY_ADDRESS, or start one on this machine.
+
+    Raises:
+        SmolloraError: there is none, or it did not start.
+    """
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {
+        "num_cpus": workers,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",  # nobody else is to see it
+    }
+    for attempt in range(RAY_STARTS):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))
+            return
+        except Exception as error:  # Ray raises bare exceptions here, and gives itself 30 seconds
+            ray.shutdown()
+            if address or attempt + 1 == RAY_STARTS:
+                raise SmolloraError(
+                    f"no Ray cluster: {' '.join(str(error).split())[:200]}",
+                    "check RAY_ADDRESS, or leave it unset for a cluster on this machine; a machine"
+                    " without a free core may not start one: take prepare.engine=local",
+                ) from error
 
 
 def _run_slurm(steps: list[Any], tasks: int, section: PrepareSection, logs: Path) -> None:
@@ -244,9 +272,14 @@ def _threads(workers: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _first_error(logs: Path) -> str:
-    found = logs / "failed.txt"
-    return found.read_text(encoding="utf-8") if found.is_file() else "no worker said why"
+def _first_error(logs: Path, rank: int) -> str:
+    """What stopped the run, else the last line that an unfinished task logged."""
+    for path in (logs / "failed.txt", logs / "logs" / f"task_{rank:05d}.log"):
+        lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+        said = [line.strip() for line in lines if line.strip()]
+        if said:
+            return said[-1][:300]
+    return "no worker said why"
 
 
 def _collect(place: Workplace, tasks: Sequence[ShardTask], section: PrepareSection) -> Counts:
