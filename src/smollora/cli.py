@@ -252,8 +252,12 @@ def template(
         typer.echo(json.dumps(as_dict(view), indent=2, ensure_ascii=False))
     elif tokens:
         console = Console(highlight=False, soft_wrap=True)
-        for line in as_rich(view, colour=console.is_terminal and not console.no_color):
-            console.print(line, markup=False)
+        colour = console.is_terminal and not console.no_color and not console.is_dumb_terminal
+        for line in as_rich(view, colour=colour):
+            if colour:
+                console.print(line)
+            else:
+                typer.echo(line.plain)
     else:
         typer.echo(view.text, nl=False)
 

@@ -89,7 +89,8 @@ class Subject:
 
     def calls_in(self, text: str) -> tuple[ParsedCall, ...]:
         """Every attempt to call in a text, whatever the tokenizer makes of the delimiters."""
-        added = [token for token in (self.fmt.open, self.fmt.close) if token]
+        marks = (self.fmt.open, self.fmt.close, *getattr(self.fmt, "inner", ()))
+        added = [token for token in marks if token]
         letters = LetterTokenizer([*added, *self.tokenizer.get_added_vocab()])
         return self.fmt.parse(letters.encode(text), letters)
 
