@@ -162,14 +162,14 @@ def inspect(
     if recipe in shipped_recipes() or recipe.endswith((".yaml", ".yml")):
         _execute("inspect", target, overrides, runs, name, quiet, as_json, None)
         return
-    from smollora.inspection import inspect_model, show_inspection
+    from smollora.inspection import describe_architecture, inspect_model, show_inspection
 
     found = inspect_model(target, format_name=format_name)
     if html is not None:
         from smollora.report.model_page import render_model_page
         from smollora.runs import write_whole
 
-        write_whole(html, render_model_page(found))
+        write_whole(html, render_model_page(found, describe_architecture(found["architecture"])))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -295,8 +295,12 @@ def template(
         typer.echo(json.dumps(as_dict(view), indent=2, ensure_ascii=False))
     elif tokens:
         console = Console(highlight=False, soft_wrap=True)
-        for line in as_rich(view, colour=console.is_terminal and not console.no_color):
-            console.print(line, markup=False)
+        colour = console.is_terminal and not console.no_color and not console.is_dumb_terminal
+        for line in as_rich(view, colour=colour):
+            if colour:
+                console.print(line)
+            else:
+                typer.echo(line.plain)
     else:
         typer.echo(view.text, nl=False)
 

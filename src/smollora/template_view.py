@@ -154,6 +154,7 @@ def show_template(
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))
     rows: tuple[TokenRow, ...] = ()
     notes = _date_note(program, given, tools, text, date, {**special, **variables})
+    notes += _losses(program, given, tools, text, add_generation_prompt, date, special | variables)
     if add_generation_prompt:
         notes.append("a prompt: nothing in it is labelled")
     else:
@@ -181,6 +182,38 @@ def _date_note(
     if other == program.render(messages, tools, **variables):
         return []
     return [f"the template says the day, here {DEFAULT_DATE}; a server says today's"]
+
+
+def _losses(
+    program: ChatTemplate,
+    messages: Messages,
+    tools: Any,
+    text: str,
+    prompt: bool,
+    date: str | None,
+    variables: Mapping[str, Any],
+) -> list[str]:
+    """What could be left out of the conversation and nobody would see it in the text."""
+    said = []
+    without: list[tuple[str, list[Mapping[str, Any]], Any]] = []
+    if tools:
+        without.append(("the tools are", list(messages), None))
+    for key, words in (("tool_calls", "calls are"), ("reasoning_content", "reasoning is")):
+        for number, message in enumerate(messages):
+            if message.get(key):
+                less = {name: value for name, value in message.items() if name != key}
+                rest = [*messages[:number], less, *messages[number + 1 :]]
+                without.append((f"message {number + 1}: its {words}", rest, tools))
+    for words, rest, offered in without:
+        try:
+            other = program.render(
+                rest, offered, add_generation_prompt=prompt, date=date, **variables
+            )
+        except TemplateError:
+            continue
+        if other == text:
+            said.append(f"{words} lost: the text is the same without")
+    return said
 
 
 def _training_rows(
@@ -328,8 +361,10 @@ def _coloured(view: TemplateView, row: TokenRow) -> list[Text]:
     columns = zip(row.token_ids, row.tokens, row.owners, row.labels, strict=True)
     for token_id, token, owner, labelled in columns:
         style = COLOURS.get(view.role_of(owner), "default")
-        text.append(visible(token), style=f"{style} bold underline" if labelled else style)
-        text.append(f"{token_id} ", style="dim")
+        shown = visible(token)
+        ends = shown[len(shown.rstrip("\n")) :]
+        text.append(shown.rstrip("\n"), style=f"{style} bold underline" if labelled else style)
+        text.append(f"{token_id} {ends}", style="dim")
     return [legend, text, Text(f"{len(row.token_ids)} tokens, {sum(row.labels)} labelled")]
 
 

@@ -59,7 +59,8 @@ def _system_closed(subject: Subject, tools: Any) -> Finding:
             detail = f"{FOR_INFORMATION}system text is part of the first user turn"
             return subject.shown(True, detail, text, len(text))
         before = before.removesuffix(header).rstrip()
-        words_before = subject.token_pattern.sub("", before).strip()  # a bos token needs no closing
+        bos = str(subject.special_tokens.get("bos_token", ""))  # which needs no closing
+        words_before = subject.token_pattern.sub("", before.removeprefix(bos)).strip()
         if words_before and not before.endswith(closing):
             return subject.shown(False, f"no {closing} in", text, len(before))
     text = subject.render([system(), question], tools)
