@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from smollora.data.notes import Notes, Refused
-from smollora.data.schemas import read_type, schema_problem, value_problem
+from smollora.data.schemas import read_type
 from smollora.data.sources import read_tools
+from smollora.data.validation import schema_problem, value_problem
 from smollora.types import ToolCall, ToolSpec
 
 PYTHON_TYPES = {

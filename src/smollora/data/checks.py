@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from smollora.data.notes import Notes, Refused
-from smollora.data.schemas import schema_problem, value_problem
+from smollora.data.validation import schema_problem, value_problem
 from smollora.types import Conversation, Message, ToolCall, ToolSpec
 
 
