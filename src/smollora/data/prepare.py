@@ -37,10 +37,6 @@ __all__ = [
 ]
 
 BATCH = 512
-IN_FLIGHT = 2
-"""Batches that are prepared at a time, each in a thread: the tokenizer lets go of Python's lock, so
-one is rendered while the other is tokenised.
-"""
 
 
 @dataclass(frozen=True, slots=True)
