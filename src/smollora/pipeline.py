@@ -19,6 +19,7 @@ from typing import Any
 from smollora import __version__, stages
 from smollora.config import Recipe, dump_recipe
 from smollora.errors import ConfigError
+from smollora.memory import give_back_freed_memory
 from smollora.runs import (
     SCHEMA_VERSION,
     code_version,
@@ -144,6 +145,7 @@ def _run_stage(run: Run, name: str, key: str) -> None:
     before = _written(run, name)
     start = time.monotonic()
     values = STAGES[name](run)
+    give_back_freed_memory()  # the next stage need not stand on top of this one
     seconds = round(time.monotonic() - start, 2)
     summary = {"schema_version": SCHEMA_VERSION, "stage": name, "seconds": seconds, **values}
     if name != "report":
