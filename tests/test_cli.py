@@ -545,9 +545,13 @@ def test_the_libraries_below_print_nothing_of_their_own(tmp_path: Path, model: P
     assert ended.stderr == ""
 
 
-def test_every_stage_prints_one_line(go: Go) -> None:
-    lines = go("run").out.splitlines()
-    assert [line.split()[0] for line in lines] == [*pipeline.STAGES, "passed:"]
+def test_every_stage_prints_one_line_and_the_mix_its_plan_before(go: Go) -> None:
+    said = go("run").out.splitlines()
+    lines = [line.split()[0] for line in said if not line.startswith("  ")]
+    assert [line.split()[0] for line in said if line.startswith("  ")] == ["tool", "general"]
+    stages = list(pipeline.STAGES)
+    at = stages.index("mix")
+    assert lines == [*stages[:at], "mix", *stages[at:], "passed:"]
 
 
 def test_a_dry_run_prints_every_key_and_writes_nothing(go: Go, tmp_path: Path) -> None:
