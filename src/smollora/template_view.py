@@ -137,7 +137,7 @@ def show_template(
     if not template:
         raise TemplateError(
             f"{source} has no chat template",
-            "give the model one: chat_template.jinja in its folder, or `smollora repair`",
+            "put a chat_template.jinja into its folder, for instance that of its instruct version",
         )
     fmt = choose_format(tokenizer, format_name)
     facts = read_token_facts(tokenizer, fmt, template, read_stop_ids(folder))
