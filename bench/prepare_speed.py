@@ -1,7 +1,7 @@
 """How fast rows become token ids and labels: smollora, TRL's way and bare tokenisation, in turn.
 
 usage: python bench/prepare_speed.py ROWS.jsonl TOKENIZER_FOLDER [--rows 10000] [--rounds 3]
-       python bench/prepare_speed.py ROWS.jsonl TOKENIZER_FOLDER --memory 10000 200000
+       python bench/prepare_speed.py ROWS.jsonl TOKENIZER_FOLDER --memory 200000
 
 ROWS.jsonl: records in any form that smollora reads. Rows are repeated until there are --rows of
 them. Every way gets the same conversations with the same template and tokenizer:
@@ -13,9 +13,10 @@ them. Every way gets the same conversations with the same template and tokenizer
               datasets); in one process, its default
   bare        `encode_batch` of the rendered text, nothing else: the floor of any tokenisation
 
---memory: peak memory of the in-process way over so many rows each, every count in a process of its
-own. Wall time means something on a machine that does nothing else; processor time does on a busy
-one as well. Prints one JSON object a line; the last one holds the medians and ratios.
+--memory: peak memory of the in-process way, told on the way through so many rows.
+
+Prints one JSON object a line; the last one holds the medians and ratios. Wall time means something
+on a machine that does nothing else; processor time does on a busy one as well.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -216,38 +216,23 @@ def measure_speed(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def measure_memory(arguments: argparse.Namespace, folder: Path) -> None:
-    """Peak resident memory for each count, in a process of its own."""
-    for rows in arguments.memory:
-        path = repeated(arguments.rows_file, rows, folder)
-        command = [sys.executable, __file__, str(path), str(arguments.tokenizer), "--child"]
-        command += ["--template", arguments.template]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr)
-        print(json.dumps({"rows": rows, **json.loads(done.stdout.splitlines()[-1])}), flush=True)
-        path.unlink()
-
-
-def measure_child(arguments: argparse.Namespace, folder: Path) -> None:
-    """One preparation in this process: its peak, and the peak before it began."""
-    import resource
-
-    def peak() -> float:
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-
+    """Peak resident memory of this process, told on the way through so many rows."""
+    path = repeated(arguments.rows_file, arguments.memory, folder)
     renderer = renderer_of(arguments.tokenizer, arguments.template)
-    before = peak()
-    start = time.perf_counter()
-    prepare_set(section_of(arguments.rows_file), renderer, folder / "set", seed=7)
-    print(
-        json.dumps(
-            {
-                "peak_mb": peak(),
-                "before_mb": before,
-                "seconds": round(time.perf_counter() - start, 1),
-            }
-        )
-    )
+    step = max(arguments.memory // 20, 1)
+    told = -step
+
+    def tell(rows: int) -> None:
+        nonlocal told
+        if rows - told >= step:
+            told = rows
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps({"rows": rows, "peak_mb": round(peak, 1)}), flush=True)
+
+    tell(0)
+    counts = prepare_set(section_of(path), renderer, folder / "set", seed=7, on_rows=tell)
+    told = -step
+    tell(counts.rows_in)
 
 
 def main() -> None:
@@ -261,13 +246,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--memory", type=int, nargs="+", metavar="ROWS")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=int, metavar="ROWS")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.child:
-            measure_child(arguments, Path(folder))
-        elif arguments.memory:
+        if arguments.memory:
             measure_memory(arguments, Path(folder))
         else:
             measure_speed(arguments, Path(folder))
