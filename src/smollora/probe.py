@@ -53,7 +53,7 @@ def ask(
     answers = generator.generate(prompts, max_new_tokens=max_new_tokens, on_done=on_done)
     asked = []
     for case, answer in zip(cases, answers, strict=True):
-        attempts = fmt.parse(answer.token_ids, renderer.tokenizer)
+        attempts = fmt.parse(answer.token_ids, renderer.tokenizer, case.tools)
         score = score_case(case, answer, attempts, renderer.facts)
         asked.append(Asked(case, answer, score, _record(model_name, case, answer, score, renderer)))
     return asked

@@ -14,8 +14,11 @@ from statistics import median
 from typing import Any, Literal
 
 SPIKE = 3.0
-"""A loss this many times the median of the recent ones is a spike; steps of mixed rows differ by
-less."""
+"""A spike is at least this many times the median of the recent losses ..."""
+ABOVE_HIGHEST = 1.5
+"""... and this many times the highest of them: a step that holds words alone costs three times what
+a step of calls does, and is none (docs/log.md).
+"""
 RECENT = 50
 """Steps that the median is taken over; after a spike as many pass before the next one counts."""
 SETTLED = 20
@@ -58,8 +61,9 @@ class Pace:
     def note_loss(self, step: int, loss: float) -> bool:
         """Tell a step's loss (steps from 1); True if it was a spike and the rate was halved."""
         usual = median(self._recent) if self._recent else loss
+        highest = max(self._recent, default=loss)
         self._recent.append(loss)
-        if step <= self._quiet_until or loss <= SPIKE * usual:
+        if step <= self._quiet_until or loss <= max(SPIKE * usual, ABOVE_HIGHEST * highest):
             return False
         self.halvings += 1
         self._quiet_until = step + RECENT

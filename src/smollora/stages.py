@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from smollora.config import Recipe
+from smollora.config import PrepareSection, Recipe
 from smollora.errors import (
     ConfigError,
     DataError,
@@ -48,6 +49,7 @@ from smollora.types import Check, EvalCase
 
 if TYPE_CHECKING:
     from smollora.data.mix import MixPlan
+    from smollora.data.overlap import Overlap
     from smollora.data.prepared import PreparedSet
 
 PREVIEW_ROWS = 60
@@ -114,20 +116,21 @@ def inspect(run: Run) -> dict[str, Any]:
         )
     before = template_audit.audit(stock, tokenizer, fmt=run.format)
     found = read_token_facts(tokenizer, run.format, stock or "")
-    if not found.has_delimiters and not section.equip:
+    if found.lacking and not section.equip:
         raise ModelError(
-            f"{run.format.open} is {len(found.open.ids)} tokens in {section.source}, not one",
+            f"{found.lacking[0].text} is {len(found.lacking[0].ids)} tokens in {section.source},"
+            " not one",
             "set model.equip=true to add the delimiters as tokens",
         )
     run.base.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=run.folder, prefix=".base."))
     try:
         added: tuple[int, ...] = ()
-        if found.has_delimiters:
+        if not found.lacking:
             _link_weights(source, work)
         else:
             model = load_model(source, trust_remote_code=section.trust_remote_code)
-            added = equip(model, tokenizer, (run.format.open, run.format.close, *RESULT_TAGS))
+            added = equip(model, tokenizer, (*_delimiters_of(run), *RESULT_TAGS))
             model.save_pretrained(work)
         template, repaired = _choose_template(run, stock, tokenizer)
         after = template_audit.audit(template, tokenizer, fmt=run.format)
@@ -159,6 +162,11 @@ def inspect(run: Run) -> dict[str, Any]:
         },
         "architecture": read_architecture(run.base),
     }
+
+
+def _delimiters_of(run: Run) -> tuple[str, ...]:
+    """The texts that the run's format wants as one token each."""
+    return tuple(text for text in (run.format.open, run.format.close, *run.format.inner) if text)
 
 
 def _delimiter(facts: TokenFacts, which: str) -> dict[str, Any]:
@@ -213,12 +221,19 @@ def prepare(run: Run) -> dict[str, Any]:
     renderer = load_renderer(run)
     section, seed = run.recipe.prepare, run.recipe.mix.seed
     folder = run.folder / "prepare"
+    overlap = load_overlap(section)
     if section.engine == "in_process":
         from smollora.data.tasks import prepare_set
 
         with meter(run.console, "prepare", unit="rows") as shown:
             counts = prepare_set(
-                section, renderer, folder, seed=seed, code=code_version(), on_rows=shown.to
+                section,
+                renderer,
+                folder,
+                seed=seed,
+                code=code_version(),
+                overlap=overlap,
+                on_rows=shown.to,
             )
     else:
         prepare_on_engine = import_scale(section.engine).prepare_on_engine
@@ -229,7 +244,13 @@ def prepare(run: Run) -> dict[str, Any]:
                 shown.to(done)
 
             counts = prepare_on_engine(
-                section, renderer, folder, seed=seed, code=code_version(), on_tasks=on_tasks
+                section,
+                renderer,
+                folder,
+                seed=seed,
+                code=code_version(),
+                overlap=overlap,
+                on_tasks=on_tasks,
             )
     rejected = counts.rejected or {}
     return {
@@ -239,10 +260,40 @@ def prepare(run: Run) -> dict[str, Any]:
         "rows_built": counts.built,
         "built_left_out": counts.built_left_out,
         "rejected": rejected,
+        "changed": counts.changed or {},
+        "forms": counts.forms or {},
         "shortened": counts.shortened,
         "tokens": counts.tokens,
         "labelled_tokens": counts.labelled_tokens,
     }
+
+
+def load_overlap(section: PrepareSection) -> Overlap | None:
+    """What training rows must not hold; None if the recipe does not ask. `bfcl` downloads a wheel,
+    once.
+
+    Raises:
+        ConfigError: an evaluation that is not known.
+        DataError: one that cannot be read.
+    """
+    if section.overlap == "off" or not section.overlap_with:
+        return None
+    from smollora.data.overlap import Overlap
+
+    cases = [case for name in section.overlap_with for case in _evaluation_cases(name)]
+    return Overlap(cases, remove=section.overlap == "remove")
+
+
+def _evaluation_cases(name: str) -> list[EvalCase]:
+    from smollora.evaluate.cases import BFCL_SINGLE_TURN, starter_cases
+    from smollora.evaluate.run import load_suite
+
+    if name == "starter:heldout":
+        return starter_cases()
+    if name == "bfcl":
+        categories = (f"bfcl:{category}" for category in BFCL_SINGLE_TURN)
+        return [case for category in categories for case in load_suite(category, None)]
+    return load_suite(name, None)
 
 
 def import_scale(engine: str) -> Any:
@@ -275,6 +326,7 @@ def verify(run: Run) -> dict[str, Any]:
     renderer = load_renderer(run)
     rows = open_rows(run)
     failures: list[dict[str, Any]] = []
+    notes: Counter[str] = Counter()
     proved = calling = 0
     with meter(run.console, "verify", len(rows)) as shown:
         for number, row in enumerate(rows, 1):
@@ -282,6 +334,7 @@ def verify(run: Run) -> dict[str, Any]:
                 row.rendered, row.calls, renderer.facts, run.format, renderer.tokenizer
             )
             bad = [check for check in checks if not check.ok]
+            notes.update({c.detail for c in checks if c.name == "served" and c.ok and c.detail})
             calling += row.kind == "call"
             proved += row.kind == "call" and not bad
             failures.extend(
@@ -301,7 +354,10 @@ def verify(run: Run) -> dict[str, Any]:
         "rows_proved": proved,
         "failures": failures[:200],
         "failures_in_all": len(failures),
+        "notes": dict(notes.most_common()),
     }
+    for note, count in notes.most_common():
+        run.console.print(f"  note on {count} rows: {note}", markup=False, highlight=False)
     if failures:
         write_json(run.folder / "verify" / "summary.json", {"stage": "verify", **values})
         first = failures[0]
@@ -400,7 +456,7 @@ def train(run: Run) -> dict[str, Any]:
     facts = renderer.facts
     rows_ids = [renderer.tokenizer.convert_tokens_to_ids(text) for text in RESULT_TAGS]
     added = run.read("inspect")["added_ids"]
-    token_ids = added or [i for i in (facts.open.id, facts.close.id, *rows_ids) if i is not None]
+    token_ids = added or [i for i in (*facts.ids, *rows_ids) if i is not None]
     model = load_model(
         run.base,
         dtype=compute_dtype(settings.dtype),

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from smollora.errors import ModelError
-from smollora.formats import ToolFormat
+from smollora.formats import Delimited, ToolFormat
 
 RESULT_TAGS = ("<tool_response>", "</tool_response>")
 """Tags that frame a tool's result in ChatML-type templates."""
@@ -26,11 +26,15 @@ class Delimiter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
+    """"" where the format has no such delimiter."""
     id: int | None
     """The token id; None when the text is not one token."""
     ids: tuple[int, ...]
     """How the tokenizer encodes the text."""
     special: bool
+    """Whether it is left out where special tokens are skipped: the token's own flag decides, not
+    the lists in tokenizer_config.json.
+    """
     single: bool
 
 
@@ -42,6 +46,10 @@ class TokenFacts(BaseModel):
     format: str
     open: Delimiter
     close: Delimiter
+    inner: tuple[Delimiter, ...] = ()
+    """Further tokens of the format's grammar, between the two."""
+    delimited: Delimited = "token"
+    """By what the format tells a call; only "token" can be proved on ids."""
     stop_ids: tuple[int, ...]
     stop_texts: tuple[str, ...]
     pad_id: int | None
@@ -55,16 +63,34 @@ class TokenFacts(BaseModel):
         return self.pad_id if self.pad_id is not None else self.stop_ids[0]
 
     @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids of the format's tokens that this tokenizer has."""
+        every = (self.open, self.close, *self.inner)
+        return tuple(each.id for each in every if each.id is not None)
+
+    @property
+    def lacking(self) -> tuple[Delimiter, ...]:
+        """What the format wants as one token and this tokenizer spells with several; empty for a
+        format that tells calls by text alone.
+        """
+        if self.delimited != "token":
+            return ()
+        wanted = (self.open, self.close, *self.inner)
+        return tuple(each for each in wanted if each.text and not each.single)
+
+    @property
     def has_delimiters(self) -> bool:
-        """True if both delimiters are one id each."""
-        return self.open.single and self.close.single
+        """True if calls are told by delimiters here, and each of them is one id."""
+        return self.delimited == "token" and not self.lacking
 
 
 def read_delimiter(tokenizer: Any, text: str) -> Delimiter:
     """How `tokenizer` sees the delimiter `text`."""
+    if not text:
+        return Delimiter(text="", id=None, ids=(), special=False, single=False)
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))
     single = len(ids) == 1 and tokenizer.decode(list(ids)) == text
-    special = single and ids[0] in set(tokenizer.all_special_ids)
+    special = single and not tokenizer.decode(list(ids), skip_special_tokens=True)
     return Delimiter(
         text=text, id=ids[0] if single else None, ids=ids, special=special, single=single
     )
@@ -94,6 +120,8 @@ def read_token_facts(
         format=fmt.name,
         open=read_delimiter(tokenizer, fmt.open),
         close=read_delimiter(tokenizer, fmt.close),
+        inner=tuple(read_delimiter(tokenizer, text) for text in fmt.inner),
+        delimited=fmt.delimited,
         stop_ids=stops,
         stop_texts=tuple(tokenizer.decode([stop]) for stop in stops),
         pad_id=tokenizer.pad_token_id,

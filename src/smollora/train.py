@@ -27,12 +27,14 @@ from smollora.attention import use_tree_attention
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, BatchPlan, Row, build_batch, plan_batches
 from smollora.errors import ConfigError, ModelError, SmolloraError
-from smollora.memory import keep_freed_memory
+from smollora.memory import give_back_freed_memory, keep_freed_memory
 from smollora.schedule import Pace
 from smollora.types import PARTS
 
 HEAD_CHUNK = 256
 """Labelled positions whose logits exist at one time."""
+TRIM_EVERY = 16
+"""Steps after which freed memory goes back to the system once."""
 
 
 @dataclass(frozen=True)
@@ -414,6 +416,8 @@ def train_adapter(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             step = state.global_step
+            if step % TRIM_EVERY == 0:
+                give_back_freed_memory()
             if most == planned or not validation:
                 return
             if step % plan.steps == 0 or step == planned:

@@ -94,6 +94,18 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """What was changed in, or noticed about, a row that is used."""
+
+    source: str
+    row: int
+    """Counted from 1 within its source."""
+    reason: str
+    """A slug that is counted: "arguments_decoded"."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rendered:
     """A conversation as the model sees it: three columns of equal length."""
 

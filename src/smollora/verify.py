@@ -3,7 +3,8 @@
 In: a `Rendered` row and the calls that its trained turns must contain. Out: `Check`s, as plain
 functions. A call row is proved when the opening and closing ids stand in the labelled region, in
 order, the turn ends with a stop token, and reading the labelled ids back with the format's own
-parser gives exactly the calls of the row.
+parser gives exactly the calls of the row. Beyond that, `served` says what vLLM's parser would do to
+the call: a note, and a failure only where the call would be lost.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from smollora.formats import ToolFormat
+from smollora.formats.qwen3_coder import type_of
+from smollora.formats.served import Answer, describe, effects
 from smollora.tokens import TokenFacts
-from smollora.types import Check, Rendered, ToolCall
+from smollora.types import Check, ParsedCall, Rendered, ToolCall, ToolSpec
 
 Turn = tuple[int, int]
 
@@ -55,8 +58,12 @@ def check_row(
         return checks
     for (start, end), wanted in zip(turns, calls, strict=True):
         checks.append(check_stop(row, start, end, facts))
-        checks.append(check_delimiters(row, start, end, len(wanted), facts))
-        checks.append(check_round_trip(row, start, end, wanted, fmt, tokenizer))
+        checks.append(check_delimiters(row, start, end, len(wanted), facts, fmt))
+        read = fmt.parse(row.token_ids[start:end], tokenizer, tools_of(wanted))
+        attempts = [attempt for attempt in read if attempt.span is not None]
+        checks.append(check_round_trip(start, wanted, attempts))
+        if checks[-1].ok:
+            checks.append(check_served(row, start, end, attempts, fmt, tokenizer))
     return checks
 
 
@@ -74,8 +81,19 @@ def check_stop(row: Rendered, start: int, end: int, facts: TokenFacts) -> Check:
     return Check("stop_token", ok, detail, end - 1)
 
 
-def check_delimiters(row: Rendered, start: int, end: int, wanted: int, facts: TokenFacts) -> Check:
-    """Opening and closing ids, alternating, once for each call."""
+def check_delimiters(
+    row: Rendered, start: int, end: int, calls: int, facts: TokenFacts, fmt: ToolFormat
+) -> Check:
+    """Opening and closing ids, alternating, once for each call or once for all, as the format has
+    it.
+    """
+    if facts.delimited != "token":
+        return Check("delimiters", True, f"{fmt.name} has no delimiter tokens")
+    wanted = min(calls, 1) if fmt.one_block else calls
+    if not fmt.close:
+        places = [place for place in range(start, end) if row.token_ids[place] == facts.open.id]
+        detail = f"{facts.open.text} (id {facts.open.id}) {len(places)} times, expected {wanted}"
+        return Check("delimiters", len(places) == wanted, detail, start)
     expected = facts.open.id
     found = 0
     for index in range(start, end):
@@ -106,16 +124,25 @@ def _as_json(call: ToolCall) -> str:
     return json.dumps(dict(call.arguments), sort_keys=True)
 
 
+def tools_of(calls: Sequence[ToolCall]) -> list[ToolSpec]:
+    """Tools whose schemas name the types of the arguments of `calls`: what a format that writes
+    values without types (qwen3_coder) needs to be read back.
+    """
+    types: dict[str, dict[str, set[str]]] = {}
+    for call in calls:
+        properties = types.setdefault(call.name, {})
+        for key, value in call.arguments.items():
+            properties.setdefault(key, set()).add(type_of(value))
+    return [
+        ToolSpec(name, "", {"properties": {k: {"type": sorted(v)} for k, v in properties.items()}})
+        for name, properties in types.items()
+    ]
+
+
 def check_round_trip(
-    row: Rendered,
-    start: int,
-    end: int,
-    wanted: Sequence[ToolCall],
-    fmt: ToolFormat,
-    tokenizer: Any,
+    start: int, wanted: Sequence[ToolCall], attempts: Sequence[ParsedCall]
 ) -> Check:
-    """Reading the labelled ids back gives the same calls."""
-    attempts = [a for a in fmt.parse(row.token_ids[start:end], tokenizer) if a.span is not None]
+    """Reading the labelled ids back, which begin at `start`, gives the same calls."""
     for index, attempt in enumerate(attempts):
         at = start + attempt.span[0] if attempt.span else start
         if attempt.status != "ok" or attempt.call is None:
@@ -133,3 +160,23 @@ def check_round_trip(
         "" if ok else f"{len(attempts)} calls read back, {len(wanted)} written",
         start,
     )
+
+
+def check_served(
+    row: Rendered,
+    start: int,
+    end: int,
+    attempts: Sequence[ParsedCall],
+    fmt: ToolFormat,
+    tokenizer: Any,
+) -> Check:
+    """What vLLM's parser would make of the turn; a note unless it loses the call altogether."""
+    spans = [attempt.span for attempt in attempts if attempt.span is not None]
+    if not spans:
+        return Check("served", True)
+    ids = row.token_ids[start:end]
+    before = tokenizer.decode(list(ids[: spans[0][0]]))
+    after = tokenizer.decode(list(ids[spans[-1][1] : -1]))  # the last one is the stop token
+    found = effects(Answer(fmt, attempts, before, after))
+    detail = "; ".join(describe(effect, fmt) for effect in found)
+    return Check("served", not any(effect.loses_call for effect in found), detail, start)

@@ -91,7 +91,7 @@ def test_rows_in_is_kept_plus_rejected_and_each_reject_names_its_row(tmp_path: P
     )
     assert sorted(reasons(made)) == [
         *((2, "empty_turn"), (4, "no_answer"), (5, "too_long"), (6, "not_an_object")),
-        *((8, "bad_json"), (9, "bad_json")),
+        *((8, "bad_json"), (9, "bad_unicode")),
     ]
     kept = [row.rendered.conversation_id for row in made.rows]
     assert kept == ["a", "b", "c"]

@@ -33,7 +33,7 @@ def on(engine: str, section: PrepareSection, folder: Path, workers: int = 1) -> 
 @pytest.fixture
 def section(tmp_path: Path) -> PrepareSection:
     """Five tasks with rejects, built rows and duplicates."""
-    return small_section(tmp_path, negatives=0.4, duplicates="drop")
+    return small_section(tmp_path, negatives=0.4, duplicates="remove")
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_tasks_that_are_done_are_not_done_again(
     (work / "datatrove" / "completions" / "00003").unlink()
     (rows / "00003.parquet").write_bytes(b"half of it")
     monkeypatch.undo()
-    assert on("local", section.model_copy(update={"duplicates": "drop"}), tmp_path) == expected[0]
+    assert on("local", section.model_copy(update={"duplicates": "remove"}), tmp_path) == expected[0]
     assert digests(tmp_path / "local") == expected[1]
     after = {path.name: path.stat().st_ino for path in rows.iterdir()}
     assert {name for name in before if before[name] != after[name]} >= {"00003.parquet"}
@@ -196,7 +196,7 @@ if __name__ == "__main__":
     from smollora.data.scale import prepare_on_engine
     folder = Path(sys.argv[1])
     section = small_section(
-        folder, tools=900, negatives=0.4, duplicates="drop", engine="local", workers=2
+        folder, tools=900, negatives=0.4, duplicates="remove", engine="local", workers=2
     )
     prepare_on_engine(section, small_renderer(folder), folder / "local", seed=7)
 """
@@ -218,7 +218,7 @@ def test_workers_that_were_killed_are_gone_on_with_and_nothing_stands_twice(
     os.killpg(child.pid, signal.SIGKILL)
     assert child.wait(60) == -signal.SIGKILL
     assert (tmp_path / "local" / "work" / "key").is_file()
-    section = small_section(tmp_path, tools=900, negatives=0.4, duplicates="drop")
+    section = small_section(tmp_path, tools=900, negatives=0.4, duplicates="remove")
     counts = prepare_set(section, small_renderer(tmp_path), tmp_path / "alone", seed=7)
     assert on("local", section, tmp_path) == counts
     assert digests(tmp_path / "local") == digests(tmp_path / "alone")

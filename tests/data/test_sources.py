@@ -197,7 +197,7 @@ QUIRKS: dict[str, tuple[dict[str, Any], str]] = {
     "a call without any tools": (answered(GOOD_CALL, tools="null"), "unknown_tool"),
     "the name inside the arguments": (
         answered('<tool_call>{"arguments": {"name": "find", "what": "keys"}}</tool_call>'),
-        "call_without_name",
+        "name_inside_arguments",
     ),
     "a missing required argument": (
         answered('<tool_call>{"name": "find", "arguments": {"many": 1}}</tool_call>'),
@@ -224,10 +224,6 @@ QUIRKS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a list of calls": (
         answered('<tool_call>[{"name": "find", "arguments": {}}]</tool_call>'),
-        "bad_call",
-    ),
-    "literal backslash-n around the call": (
-        answered('<tool_call>\\n{"name": "find", "arguments": {"what": "a"}}\\n</tool_call>'),
         "bad_call",
     ),
     "code that a lenient reader would run": (
@@ -386,13 +382,26 @@ def test_a_reference_to_another_document_is_never_fetched(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
-    found = refused(with_schema({"properties": {"what": {"$ref": "http://127.0.0.1:9/s.json"}}}))
-    assert found.reason == "arguments_break_schema"
+    remote = {"properties": {"what": {"$ref": "http://127.0.0.1:9/s.json"}}}
+    assert refused(with_schema(remote)).reason == "remote_reference"
+    hidden = {"properties": {"what": {"if": {"$ref": "http://127.0.0.1:9/s.json"}}}}
+    assert refused(with_schema(hidden)).reason == "arguments_break_schema"
 
 
-@pytest.mark.parametrize("schema", [{"type": "dict"}, {"properties": ["what"]}, {"required": 5}])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "thing"},
+        {"properties": ["what"]},
+        {"required": 5},
+        {"properties": {"what": 5}},
+        {"properties": {"what": {"enum": "keys"}}},
+        {"properties": {"what": {"anyOf": []}}},
+        {"properties": {"what": {"type": {"of": "string"}}}},
+    ],
+)
 def test_a_schema_that_is_none_refuses_the_row(schema: dict[str, Any]) -> None:
-    assert refused(with_schema(schema)).reason == "arguments_break_schema"
+    assert refused(with_schema(schema)).reason == "bad_schema"
 
 
 # ── values that neither JSON nor UTF-8 can hold ───────────────────────────────────────────────
@@ -464,6 +473,8 @@ def test_broken_lines_are_rows_with_a_reason_and_the_others_are_read(tmp_path: P
     assert read(found[1]) == read(found[7]) == read(found[8])
     for number in (4, 5, 6):
         assert f"line {number}" in found[number].detail
+    reasons = [found[number].reason for number in (4, 5, 6)]
+    assert reasons == ["bad_json", "bad_unicode", "too_deep"]
 
 
 def test_a_json_file_is_one_list(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from small_sets import digests, renderer_files, said, small_renderer, small_section, tool_lines
 from smollora.config import PrepareSection, SourceSection
 from smollora.data import tasks
+from smollora.data.ledger import read_ledger
 from smollora.data.prepare import prepare_rows
 from smollora.data.prepared import read_prepared
 from smollora.data.sources import Undecodable, read_rows
@@ -25,7 +26,7 @@ from smollora.runs import code_version
 
 
 def rejected(folder: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+    return read_ledger(folder / "rejected.parquet")
 
 
 def test_tasks_keep_and_count_what_preparing_in_memory_does(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ prepare_set(
 def test_a_prepare_that_was_killed_goes_on_and_leaves_the_same_files_nothing_twice(
     tmp_path: Path,
 ) -> None:
-    section = small_section(tmp_path, tools=150, general=150, duplicates="drop", negatives=0.3)
+    section = small_section(tmp_path, tools=150, general=150, duplicates="remove", negatives=0.3)
     files = renderer_files(tmp_path)
     prepare_set(section, files.load(), tmp_path / "whole", seed=7)
     (tmp_path / "template.jinja").write_text(files.template)
@@ -161,7 +162,7 @@ def test_a_prepare_that_was_killed_goes_on_and_leaves_the_same_files_nothing_twi
     killed = tmp_path / "killed"
     finished = sorted((killed / "work" / "counts").iterdir())
     assert 0 < len(finished) < 10
-    assert not (killed / "rejected.jsonl").exists()
+    assert not (killed / "rejected.parquet").exists()
     before = {
         path.stem: (killed / "rows" / f"{path.stem}.parquet").stat().st_mtime_ns
         for path in finished[:2]  # tool rows, of which no duplicate goes
@@ -223,14 +224,14 @@ def test_repeated_conversations_are_dropped_across_shards_and_sources_and_counte
         SourceSection(name=name, path=str(tmp_path / f"{name}.jsonl"), kind="general")
         for name in "ab"
     )
-    section = PrepareSection(sources=sources, shard_rows=2, duplicates="drop")
+    section = PrepareSection(sources=sources, shard_rows=2, duplicates="remove")
     counts = prepare_set(section, renderer, tmp_path / "set", seed=7)
     rows = read_prepared(tmp_path / "set" / "rows")
     assert [row.rendered.conversation_id for row in rows] == ["a0", "a1", "b0"]
     assert [(r["source"], r["row"], r["detail"]) for r in rejected(tmp_path / "set")] == [
-        ("a", 3, "the same tokens as row 1 of a"),
-        ("b", 2, "the same tokens as row 2 of a"),
-        ("b", 3, "the same tokens as row 1 of b"),
+        ("a", 3, "the same as row 1 of a"),
+        ("b", 2, "the same as row 2 of a"),
+        ("b", 3, "the same as row 1 of b"),
     ]
     assert (counts.rows_in, counts.rows_rendered) == (6, 3)
     assert counts.rejected == {"duplicate": 3}

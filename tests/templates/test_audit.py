@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from letter_tokenizer import CHATML, LetterTokenizer
-from smollora.templates.audit import CHECKS, TemplateSource, audit, choose_template
+from smollm3_template import stock_smollm3_template
+from smollm3_tokenizer import smollm3_tokenizer
+from smollora.templates import audit as audit_package
+from smollora.templates.audit import (
+    CHECKS,
+    TemplateSource,
+    audit,
+    choose_template,
+    find_format,
+)
+from smollora.templates.audit.letters import likely_tokens
 from smollora.templates.engine import load_shipped
 from smollora.types import Check
 
@@ -55,6 +65,7 @@ CALLS = GOOD.partition(CONTENT)[2].partition("{{- '<|im_end|>' -}}")[0]
 
 READS_NO_CALL = {
     "calls_rendered",
+    "calls_in_format",
     "arguments_as_object",
     "arguments_as_string",
     "several_calls",
@@ -73,6 +84,16 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
         "{%- for tool in tools[:1] -%}",
         {"tools_reach_prompt", "tools_as_json"},
     ),
+    "a word in the system message takes the tools away": (
+        "{%- if tools -%}",
+        "{%- if tools and not '/tools_off' in messages[0].content -%}",
+        {"tools_despite_control_words"},
+    ),
+    "a result says which tool answered": (
+        "<|im_start|>tool\\n' ~",
+        "<|im_start|>tool\\n' ~ message.name ~ ': ' ~",
+        {"serving_prompt_same"},
+    ),
     "tools are printed by Python": ("(tool | tojson)", "(tool | string)", {"tools_as_json"}),
     "calls are dropped": (
         "{%- for call in message.tool_calls or [] -%}",
@@ -82,7 +103,12 @@ FAULTS: dict[str, tuple[str, str, set[str]]] = {
     "an object of arguments is printed by Python": (
         "call.arguments | tojson",
         "call.arguments | string",
-        {"arguments_as_object", "several_calls", "text_survives"},
+        {"calls_in_format", "arguments_as_object", "several_calls", "text_survives"},
+    ),
+    "calls are written in another grammar": (
+        '{{- \'<tool_call>{"name": "\' ~ call.name ~ \'", "arguments": \' -}}',
+        "{{- '<tool_call><call=' ~ call.name ~ '>' -}}",
+        {"calls_in_format"},
     ),
     "a string of arguments is encoded twice": (
         "{%- if call.arguments is string -%}",
@@ -239,7 +265,10 @@ def test_a_good_template_passes_every_check() -> None:
     checks = audit(GOOD, LetterTokenizer())
     assert failed(checks) == {}
     assert [check.name for check in checks] == [check.__name__ for check in CHECKS]
-    assert len(checks) == 23
+    assert len(checks) == 26
+    assert all(check.detail for check in checks)
+    without_place = {check.name for check in checks if check.at is None}
+    assert without_place == set()
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -258,10 +287,11 @@ def test_every_check_but_the_informational_one_finds_a_fault() -> None:
 
 STOCK_LIKE = r"""
 {%- set mode = '/no_think' if enable_thinking is defined and not enable_thinking else '/think' -%}
+{%- set first = messages[0].content if messages[0].role == 'system' else '' -%}
 {{- '<|im_start|>system\n## Metadata\n\nToday Date: ' ~ strftime_now('%d %B %Y') -}}
 {{- '\nReasoning Mode: ' ~ mode ~ '\n\n' -}}
 {%- if messages[0].role == 'system' -%}{{- messages[0].content ~ '\n\n' -}}{%- endif -%}
-{%- if tools -%}
+{%- if tools and not '/system_override' in first -%}
   {{- '### Tools\n\n' -}}
   {%- for tool in tools -%}{{- (tool | string) ~ '\n' -}}{%- endfor -%}
   {{- '<|im_end|>\n' -}}
@@ -286,6 +316,7 @@ def test_the_faults_of_the_stock_smollm3_template_are_found() -> None:
     found = failed(audit(STOCK_LIKE, LetterTokenizer()))
     assert set(found) == READS_NO_CALL | {
         "tools_as_json",
+        "tools_despite_control_words",
         "reasoning_kept",
         "results_unlike_user",
         "system_closed_without_tools",
@@ -294,10 +325,18 @@ def test_the_faults_of_the_stock_smollm3_template_are_found() -> None:
         "date_stable",
         "generation_markers_exact",
     }
-    assert found["calls_rendered"].endswith(r"which reads <|im_end|>\n")
+    assert found["calls_rendered"].endswith(r"which reads: <|im_end|>\n")
     assert "'function': {'name': 'get_weather'" in found["tools_as_json"]
     assert "begins too early, by <|im_start|>assistant" in found["generation_markers_exact"]
     assert r"ends too late, by \n" in found["generation_markers_exact"]
+
+
+def test_the_published_smollm3_template_has_these_faults_and_no_others() -> None:
+    """On the real file and the real tokenizer, where both are at hand."""
+    checks = audit(stock_smollm3_template(), smollm3_tokenizer())
+    assert set(failed(checks)) == set(failed(audit(STOCK_LIKE, LetterTokenizer())))
+    assert all(check.detail for check in checks if not check.ok)
+    assert all(check.at is not None for check in checks if not check.ok)
 
 
 def test_evidence_says_at_which_token_it_is() -> None:
@@ -393,3 +432,137 @@ def test_system_text_inside_the_first_user_turn_is_for_information() -> None:
 def test_the_shipped_templates_pass_without_a_real_tokenizer() -> None:
     for name in ("chatml_tools", "smollm3"):
         assert failed(audit(load_shipped(name), LetterTokenizer())) == {}
+
+
+# ── formats of other shapes ───────────────────────────────────────────────────────────────────
+
+LLAMA = (
+    "{%- for m in messages %}<|h|>{{ m.role }}\n"
+    "{%- if m.tool_calls %}{%- for c in m.tool_calls %}"
+    '{"name": "{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}'
+    "{%- endfor %}{%- else %}{{ m.content }}{%- endif %}<|e|>{%- endfor %}"
+    "{%- if add_generation_prompt %}<|h|>assistant\n{%- endif %}"
+)
+"""One bare JSON object a call, as Llama 3 has it, and no delimiter anywhere."""
+
+
+def test_a_format_without_delimiters_is_audited_by_the_text_of_its_calls() -> None:
+    from smollora.formats import get_format
+
+    tokenizer = LetterTokenizer(("<|h|>", "<|e|>"), eos="<|e|>")
+    found = {c.name: c for c in audit(LLAMA, tokenizer, fmt=get_format("llama3_json"))}
+    assert found["calls_rendered"].ok
+    assert found["arguments_as_object"].ok
+    assert not found["arguments_as_string"].ok, "a JSON string is encoded once more by tojson"
+    assert not found["several_calls"].ok, "two objects without anything between them"
+    assert found["delimiter_injection"].detail.startswith("llama3_json has no delimiter")
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+HUGE = "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}"
+
+
+@pytest.fixture
+def short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rendering may take a second, so that the tests of endless ones do not take ten each."""
+    monkeypatch.setattr("smollora.templates.engine.MAX_SECONDS", 1.0, raising=False)
+
+
+@pytest.mark.usefixtures("short_limit")
+@pytest.mark.parametrize(("program", "word"), [(ENDLESS, "longer than"), (HUGE, "characters")])
+def test_a_template_past_its_limits_is_tried_once_and_not_again(
+    program: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty-six checks of several renderings each, of ten seconds each, would look like a hang."""
+    monkeypatch.setattr(audit_package, "MOST_SECONDS", 1e9)
+    checks = audit(program + GOOD, LetterTokenizer())
+    assert not any(check.ok for check in checks)
+    assert word in checks[0].detail
+    assert all("not tried: tools_reach_prompt ran past" in check.detail for check in checks[1:])
+
+
+@pytest.mark.usefixtures("short_limit")
+def test_a_template_that_only_calls_make_endless_is_stopped_there() -> None:
+    source = GOOD.replace("{%- for call in", ENDLESS + "{%- for call in", 1)
+    source = source.replace(ENDLESS, "{% if message.tool_calls %}" + ENDLESS + "{% endif %}")
+    checks = {check.name: check for check in audit(source, LetterTokenizer())}
+    assert checks["tools_reach_prompt"].ok
+    assert "was stopped" in checks["calls_rendered"].detail
+    assert checks["list_content"].detail == "not tried: calls_rendered ran past the limits"
+
+
+def test_an_audit_as_a_whole_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_package, "MOST_SECONDS", 0.0)
+    (last,) = {check.detail for check in audit(GOOD, LetterTokenizer())[1:]}
+    assert last == "not tried: the checks before it took more than 0 seconds"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "''.__class__.__mro__[1].__subclasses__()",
+        "messages.append(1)",
+        "cycler.__init__.__globals__.os.popen('id').read()",
+        "self.__init__.__globals__",
+    ],
+)
+def test_calls_that_the_sandbox_forbids_fail_every_check_in_its_words(call: str) -> None:
+    checks = audit("{{ " + call + " }}" + GOOD, LetterTokenizer())
+    assert not any(check.ok for check in checks if check.name != "delimiter_injection")
+    assert "sandbox" in checks[0].detail or "failed" in checks[0].detail
+
+
+def test_named_templates_that_render_another_prompt_without_tools_are_told() -> None:
+    """A server picks "default" where no tools are given; rows were rendered with "tool_use"."""
+    other = GOOD.replace("'<|im_start|>system\\n'", "'<|im_start|>system\\nHello. '", 1)
+    assert failed(audit({"default": GOOD, "tool_use": GOOD}, LetterTokenizer())) == {}
+    found = failed(audit({"default": other, "tool_use": GOOD}, LetterTokenizer()))
+    assert set(found) == {"serving_prompt_same"}
+    assert "takes another one without tools" in found["serving_prompt_same"]
+
+
+def test_arguments_in_a_string_may_be_refused_but_not_mangled() -> None:
+    source = GOOD.replace("{{- call.arguments -}}", "{{- raise_exception('objects only') -}}")
+    checks = {check.name: check for check in audit(source, LetterTokenizer())}
+    assert checks["arguments_as_string"].ok
+    assert "objects only" in checks["arguments_as_string"].detail
+
+
+def test_thinking_taken_out_of_earlier_turns_is_for_information() -> None:
+    source = GOOD.replace(
+        "{{- text(message.content) -}}",
+        "{%- if loop.last -%}{{- '<think>\\n\\n</think>\\n' -}}{%- endif -%}"
+        "{{- text(message.content) -}}",
+    )
+    checks = {check.name: check for check in audit(source, LetterTokenizer())}
+    assert checks["history_stable"].ok
+    assert "train turn by turn" in checks["history_stable"].detail
+
+
+def test_an_older_template_says_which_tools_it_reads_instead() -> None:
+    source = GOOD.replace("{%- if tools -%}", "{%- if xml_tools -%}").replace(
+        "for tool in tools", "for tool in xml_tools"
+    )
+    found = failed(audit(source, LetterTokenizer()))
+    assert "the template reads xml_tools instead of tools" in found["tools_reach_prompt"]
+
+
+def test_a_forged_delimiter_in_a_result_is_seen_too() -> None:
+    source = GOOD.replace("text(message.content) ~ '<|im_end|>", "'hidden' ~ '<|im_end|>")
+    (check,) = [c for c in audit(source, LetterTokenizer()) if c.name == "delimiter_injection"]
+    assert check.ok
+    assert "injection risk: <tool_call> returned by a tool becomes token" in check.detail
+
+
+@pytest.mark.usefixtures("short_limit")
+def test_the_format_is_found_by_reading_a_call_back() -> None:
+    assert find_format(GOOD, LetterTokenizer()).name == "hermes"
+    for nothing in (None, "{% if %}", ENDLESS, "{{ raise_exception('no') }}"):
+        assert find_format(nothing, LetterTokenizer()).name == "hermes"
+
+
+def test_tokens_are_guessed_from_the_text_of_a_template() -> None:
+    source = "{{ '<|im_start|>' }}[INST]<｜User｜><start_of_turn><tool_call> a < b <p> [x] <|turn>"
+    assert likely_tokens(source) == [
+        *("<|im_start|>", "[INST]", "<｜User｜>", "<start_of_turn>", "<tool_call>", "<|turn>")
+    ]

@@ -194,10 +194,10 @@ def test_a_template_that_does_not_end_is_stopped(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "MAX_SECONDS", 0.2)
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(TemplateError, match=r"longer than 0\.2 seconds"):
         ChatTemplate(source).render(SAY)
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_a_template_that_does_not_end_is_stopped_in_a_thread(
@@ -216,7 +216,7 @@ def test_a_template_that_does_not_end_is_stopped_in_a_thread(
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(5)
+    thread.join(60)
     assert "longer than" in caught[0].message
 
 
@@ -231,14 +231,50 @@ def test_a_template_that_does_not_end_is_stopped_in_a_thread(
         "{% endfor %}",
         "{% set s %}{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}{% endset %}",
         "{{ 9 ** (9 ** 9) }}",
+        "{{ 'x' | center(10 ** 9) }}",
+        "{{ 'x'.rjust(10 ** 9) }}",
+        "{{ ('x' * 9000000).replace('x', 'y' * 1000) }}",
+        "{{ ('x' * 9000000) | replace('x', 'y' * 1000) }}",
+        "{{ ('%9999999d' * 100) | format(1, 2) }}",
+        "{{ '%9999999d%9999999d' % (1, 2) }}",
+        "{{ '{:{}}'.format(1, 10 ** 9) }}",
+        "{{ ('x' * 9000).join(range(9999) | map('string') | list) }}",
+        "{{ range(9999) | join('x' * 9000) }}",
+        "{{ [1] | batch(10 ** 9, 'x') | list }}",
+        "{{ [1] | slice(10 ** 9) | list }}",
+        "{{ ('\n' * 9000) | indent(9000) }}",
+        "{{ (['\t' * 9000] | first).expandtabs(9000) }}",
+        "{{ ([[0] * 9000] * 9000) | sum(start=[]) | length }}",
+        "{{ ('x ' * 9000) | wordwrap(1, wrapstring='y' * 9000) }}",
     ],
-    ids=["100 MB at once", "100 MB in pieces", "doubling by ~", "doubling by +", "set", "power"],
 )
 def test_a_template_that_builds_too_much_is_stopped(source: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     with pytest.raises(TemplateError, match="more than 10,000,000 characters"):
         ChatTemplate(source).render(SAY)
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{{ 'a-b' | replace('-', '+') }}{{ 'ab' | center(6) }}", "a+b  ab  "),
+        ("{{ '%s is %d' | format('x', 1700000000) }}", "x is 1700000000"),
+        ("{{ '%05.1f|%d' % (2.5, 1700000000) }}", "002.5|1700000000"),
+        ("{{ '{:>4}|{}'.format('x', 1700000000) }}", "   x|1700000000"),
+        ("{% macro f(n) %}{{ n }}{% endmacro %}{{ f(1700000000) }}", "1700000000"),
+        ("{{ [1, 2] | join(', ') }}{{ [[1], [2]] | sum(start=[]) }}", "1, 2[1, 2]"),
+        ("{{ 'a\nb' | indent(2) }}{{ [1, 2, 3] | batch(2) | list }}", "a\n  b[[1, 2], [3]]"),
+        ("{{ {'a': 1} | tojson(separators=[',', ':']) }}", '{"a":1}'),
+    ],
+)
+def test_operations_of_ordinary_size_are_left_alone(source: str, said: str) -> None:
+    assert ChatTemplate(source).render(SAY) == said
+
+
+def test_json_is_not_indented_by_gigabytes() -> None:
+    with pytest.raises(TemplateError, match="indents JSON"):
+        ChatTemplate("{{ tools | tojson(indent=10 ** 9) }}").render(SAY, TOOLS)
 
 
 def test_a_long_conversation_is_within_the_limits() -> None:

@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
-from letter_tokenizer import LetterTokenizer
+from letter_tokenizer import CHATML, LetterTokenizer
+from smollm3_template import stock_smollm3_template
+from smollm3_tokenizer import smollm3_tokenizer
 from smollora.errors import TemplateError
 from smollora.templates.audit import audit
 from smollora.templates.engine import ChatTemplate, load_shipped
-from smollora.templates.repair import nearest_shipped, repair, show_diff
+from smollora.templates.repair import NotRepairable, nearest_shipped, repair, show_diff
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 PLAIN = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -134,17 +138,29 @@ def test_a_template_of_smollm3_gets_smollm3s() -> None:
     assert "system_closed_without_tools" in {change.check for change in result.changes}
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}",
-        PLAIN + "{% if enable_thinking %}{% endif %}",
-    ],
-    ids=["another family", "a ChatML template that switches thinking"],
-)
-def test_a_template_that_no_shipped_one_is_near_to_is_refused(source: str) -> None:
+def test_what_no_edit_mends_is_named_and_nothing_is_given_back() -> None:
+    source = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
     assert nearest_shipped(source) is None
-    with pytest.raises(TemplateError, match=r"(?s)fails \d+ checks.*calls_rendered: no call"):
+    with pytest.raises(NotRepairable, match=r"(?s)fails \d+ checks.*2 of them cannot") as refused:
+        repair(source, LetterTokenizer())
+    assert {check.name for check in refused.value.checks} == {
+        "generation_prompt_matches",
+        "stop_token_trained",
+    }
+
+
+def test_a_template_that_writes_calls_in_another_format_is_not_given_ours() -> None:
+    source = WITH_TOOLS.replace("<tool_call>\\n{", "<call>\\n{").replace("</tool_call>", "</call>")
+    with pytest.raises(NotRepairable, match=r"calls_in_format.*\n.*model\.format"):
+        repair(source, LetterTokenizer())
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ raise_exception('never') }}", ENDLESS])
+def test_a_template_that_does_not_render_is_refused_at_once(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smollora.templates.engine.MAX_SECONDS", 1.0, raising=False)
+    with pytest.raises(NotRepairable):
         repair(source, LetterTokenizer())
 
 
@@ -170,3 +186,120 @@ def test_the_diff_shows_what_changed() -> None:
         "--- a/t.jinja\n+++ b/t.jinja\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n"
     )
     assert show_diff("a", "a") == ""
+
+
+# ── edits of the template's own text ──────────────────────────────────────────────────────────
+
+GEMMA_LIKE = r"""
+{{- bos_token -}}
+{%- if messages[0].role == 'system' -%}{{- raise_exception('No system role') -}}{%- endif -%}
+{%- for message in messages -%}
+  {%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
+    {{- raise_exception('Roles must alternate') -}}
+  {%- endif -%}
+  {%- set role = 'model' if message.role == 'assistant' else message.role -%}
+  {{- '<start_of_turn>' + role + '\n' + message.content | trim + '<end_of_turn>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}
+"""
+"""No system role, no tools, strictly alternating turns: nothing of a tool conversation fits in."""
+GEMMA = LetterTokenizer(
+    ("<bos>", "<start_of_turn>", "<end_of_turn>", "<tool_call>", "</tool_call>"),
+    eos="<end_of_turn>",
+    bos="<bos>",
+)
+
+
+def test_a_template_that_knows_only_two_roles_is_handed_all_the_rest_in_their_turns() -> None:
+    result = repair(GEMMA_LIKE, GEMMA)
+    assert all(check.ok for check in result.checks)
+    assert result.source.endswith(GEMMA_LIKE), "the stock text is kept"
+    assert all(change.reason and change.mended_by for change in result.changes)
+    system = {"role": "system", "content": "Be tall."}
+    said = ChatTemplate(result.source).render([system, *CHAT], TOOLS, bos_token="<bos>")
+    assert said == (
+        "<bos><start_of_turn>user\nBe tall.\n\n# Tools\n\nYou may call one or more functions to"
+        " assist with the user. Call only a function that fits the request; otherwise answer"
+        " in plain"
+        " text.\n\n<tools>\n"
+        '{"name": "fly", "description": "Fly", "parameters": {"type": "object"}}\n'
+        "</tools>\n\nFor each function call, write:\n<tool_call>\n"
+        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>\n\n'
+        "Fly!<end_of_turn>\n"
+        "<start_of_turn>model\nUp.\n<tool_call>\n"
+        '{"name": "fly", "arguments": {"m": 3}}\n</tool_call>'
+        "<end_of_turn>\n"
+        "<start_of_turn>user\n<tool_response>\ndone\n</tool_response><end_of_turn>\n"
+        "<start_of_turn>model\nI flew.<end_of_turn>\n"
+        "<start_of_turn>user\nGood.<end_of_turn>\n"
+    )
+
+
+def test_plain_conversations_render_as_before_the_edits() -> None:
+    stock, repaired = ChatTemplate(GEMMA_LIKE), ChatTemplate(repair(GEMMA_LIKE, GEMMA).source)
+    plain = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}] * 2
+    for length in range(1, 5):
+        for prompt in (False, True):
+            wanted = stock.render(plain[:length], add_generation_prompt=prompt, bos_token="<bos>")
+            assert wanted == repaired.render(
+                plain[:length], add_generation_prompt=prompt, bos_token="<bos>"
+            )
+
+
+def test_the_edited_template_is_not_edited_again() -> None:
+    once = repair(GEMMA_LIKE, GEMMA)
+    assert repair(once.source, GEMMA).changes == ()
+    assert repair(once.source, GEMMA).source == once.source
+
+
+SMALL_FAULTS = {
+    "tools printed by Python": ("(tool | tojson)", "(tool | string)"),
+    "markers around the header": (
+        "'<|im_start|>assistant' + ('\\n' + message.content if message.content else '') -}}",
+        "'<|im_start|>' -}}{%- generation -%}{{- 'assistant' + ('\\n' + message.content"
+        " if message.content else '') -}}{%- endgeneration -%}",
+    ),
+    "the clock": ("'You are a crane.'", "'It is ' ~ strftime_now('%d %B %Y')"),
+}
+
+
+@pytest.mark.parametrize("fault", SMALL_FAULTS)
+def test_a_small_fault_is_mended_in_its_place(fault: str) -> None:
+    whole, broken = SMALL_FAULTS[fault]
+    base = repair(WITH_TOOLS, LetterTokenizer()).source
+    assert whole in base, "the fault is not planted"
+    result = repair(base.replace(whole, broken, 1), LetterTokenizer())
+    assert result.shipped == ""
+    changed = show_diff(base.replace(whole, broken, 1), result.source).splitlines()[2:]
+    assert sum(line.startswith("+") for line in changed) <= 2
+    assert result.changes
+
+
+def test_a_template_that_wants_lists_of_parts_gets_them() -> None:
+    source = (
+        "{%- for message in messages -%}{{- '<|im_start|>' ~ message.role ~ '\\n' -}}"
+        "{%- for part in message.content -%}"
+        "{{- part.text if part.type == 'text' else '<image>' -}}{%- endfor -%}"
+        "{{- '<|im_end|>\\n' -}}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    )
+    result = repair(source, LetterTokenizer((*CHATML[:4],)))
+    assert result.source.endswith(source)
+    picture = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    said = ChatTemplate(result.source).render([{"role": "user", "content": picture}])
+    assert said == "<|im_start|>user\n<image>What is it?<|im_end|>\n"
+
+
+def test_the_published_smollm3_template_is_repaired_with_everything_that_it_could() -> None:
+    """On the real file and the real tokenizer, where both are at hand."""
+    stock, tokenizer = stock_smollm3_template(), smollm3_tokenizer()
+    result = repair(stock, tokenizer)
+    assert result.shipped == "smollm3"
+    assert [check.name for check in audit(result.source, tokenizer) if not check.ok] == []
+    assert repair(result.source, tokenizer).changes == ()
+    old, new = ChatTemplate(stock), ChatTemplate(result.source)
+    for chat in (CHAT[:1], [{"role": "system", "content": "Be tall. /no_think"}, *CHAT[:1]]):
+        for kind in ("xml_tools", "python_tools"):
+            described = ["a", "b"]  # strings, for the stock one prints objects as Python does
+            options = {kind: described, "add_generation_prompt": True}
+            assert new.render(chat, **options) == old.render(chat, **options)

@@ -21,9 +21,11 @@ from typing import Any
 
 MIN_SHARED = 24
 """A shorter common prompt is not worth a tree."""
-TREES_PER_STEP = 2
-"""A tree fills at most this part of a step: one tool list for a whole step makes steep, one-sided
-gradients (docs/log.md).
+LEAST_TREE = 4
+"""A tree may fill 1/LEAST_TREE of a step whatever its prompt ..."""
+PROMPT_ONE_IN = 5
+"""... and more until the prompt is one in so many of its tokens: long prompts are worth sharing
+among many rows, short ones leave room for other lists in the same step.
 """
 SEGMENT_LINES = 256
 """The segment table is padded to a multiple of this, so that its shape seldom changes."""
@@ -121,7 +123,8 @@ def plan_trees(rows: Sequence[Row], length: int) -> list[Tree]:
             common = _common(current[-1].token_ids, row.token_ids, min(shared, limit))
             grown = total + (len(current) - 1) * (shared - common) + len(row.token_ids) - common
             saved = total + len(row.token_ids) - grown
-            if common >= MIN_SHARED and saved > common // 2 and grown <= length:
+            room = min(length, max(length // LEAST_TREE, PROMPT_ONE_IN * common))
+            if common >= MIN_SHARED and saved > common // 2 and grown <= room:
                 current.append(row)
                 shared, total = common, grown
                 continue
@@ -183,7 +186,7 @@ def plan_batches(rows: Sequence[Row], *, length: int, seed: int) -> BatchPlan:
 
     A row longer than `length` gets a step of its own.
     """
-    trees = plan_trees(rows, length // TREES_PER_STEP)
+    trees = plan_trees(rows, length)
     random.Random(seed).shuffle(trees)
     return BatchPlan(tuple(plan_packs(trees, length)), length, seed)
 

@@ -20,6 +20,7 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 
 from smollora.config import PrepareSection, SourceSection
 from smollora.data.negatives import Negatives
+from smollora.data.overlap import Overlap
 from smollora.data.prepare import BATCH, RowOutcome, convert, raise_at_first, render_batch
 from smollora.data.stretches import ShardTask, read_task
 from smollora.data.tasks import Workplace, write_task
@@ -27,7 +28,7 @@ from smollora.data.worker import RendererFiles
 from smollora.formats import get_format
 from smollora.render import Renderer
 from smollora.runs import write_json
-from smollora.types import Conversation
+from smollora.types import Reject
 from smollora.verify import check_row
 
 
@@ -73,9 +74,15 @@ class Convert(BaseFilter):  # type: ignore[misc]
 
     name = "smollora convert"
 
-    def __init__(self, tasks: Sequence[ShardTask], section: PrepareSection, rejects: Path) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[ShardTask],
+        section: PrepareSection,
+        overlap: Overlap | None,
+        rejects: Path,
+    ) -> None:
         super().__init__(RejectWriter(rejects, "convert"))
-        self.tasks, self.section = tuple(tasks), section
+        self.tasks, self.section, self.overlap = tuple(tasks), section, overlap
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Converts with the settings of the task's source."""
@@ -85,9 +92,9 @@ class Convert(BaseFilter):  # type: ignore[misc]
     def filter(self, doc: Any) -> bool | tuple[bool, str]:
         """True, or the slug of the reason why not."""
         number = doc.metadata["number"]
-        found = convert(number, doc.metadata.pop("record"), self.source)
-        if isinstance(found, Conversation):
-            doc.metadata["conversation"] = found
+        found = convert(number, doc.metadata.pop("record"), self.source, self.overlap)
+        if not isinstance(found, Reject):
+            doc.metadata["accepted"] = found
             return True
         if self.section.strict:
             raise_at_first([RowOutcome(number, reject=found)])
@@ -124,7 +131,7 @@ class Render(BaseFilter):  # type: ignore[misc]
     def filter_batch(self, batch: list[Any]) -> list[bool | tuple[bool, str]]:
         """True, or the slug of the reason why not, for each conversation."""
         renderer = self.files.load()
-        asked = [(doc.metadata["number"], doc.metadata.pop("conversation")) for doc in batch]
+        asked = [(doc.metadata["number"], doc.metadata.pop("accepted")) for doc in batch]
         outcomes = list(render_batch(asked, self.source, self.section, renderer, self.negatives))
         if self.section.strict:
             raise_at_first(outcomes)

@@ -64,7 +64,7 @@ def plan_mix(
         if share > 0 and not strata[name]:
             raise DataError(
                 f"the mix wants {share:.0%} {name} rows and there are none",
-                f"add a source of that kind, or change {_keys(section)}",
+                "add a source of that kind, or change mix.tool_share, mix.sources or mix.kinds",
             )
     whole = min(
         sum(weights[index] for index in strata[name]) / share

@@ -11,6 +11,7 @@ from typing import Any
 
 from smollora.config import PartWeights
 from smollora.data.batch import Row
+from smollora.formats import get_format
 from smollora.tokens import TokenFacts
 from smollora.types import PARTS, Part, Rendered
 
@@ -18,9 +19,12 @@ from smollora.types import PARTS, Part, Rendered
 def parts_of(row: Rendered, facts: TokenFacts, tokenizer: Any) -> tuple[Part | None, ...]:
     """The part of each token, None where it is not trained.
 
-    From the opening id to the key "arguments" is "name", from there to the closing id "arguments";
-    the stop token after a call counts as "close", the one after words as "text".
+    From the opening id to what introduces the arguments (in hermes the key "arguments") is "name",
+    from there to the closing id "arguments"; the stop token after a call counts as "close", the one
+    after words as "text". Where nothing else closes a call, the stop token does. A format without
+    delimiter ids has only "text".
     """
+    arguments_mark = get_format(facts.format).arguments_mark
     parts: list[Part | None] = []
     state: Part = "text"
     body = ""
@@ -37,12 +41,12 @@ def parts_of(row: Rendered, facts: TokenFacts, tokenizer: Any) -> tuple[Part | N
         elif token == facts.close.id:
             parts.append("close")
             state = "close"
-        elif state == "close":
+        elif state == "close" or (state in ("name", "arguments") and token in facts.stop_ids):
             parts.append("close")
         elif state in ("name", "arguments"):
             parts.append(state)
             body += tokenizer.convert_ids_to_tokens(token)
-            if '"arguments"' in body:
+            if arguments_mark in body:
                 state = "arguments"
         else:
             parts.append("text")

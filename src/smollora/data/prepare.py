@@ -8,23 +8,22 @@ keeps them in memory, for estimates and tests.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 from smollora.config import PrepareSection, SourceSection
+from smollora.data.duplicates import Sketch, sketch
 from smollora.data.negatives import Negatives, collect_pool
+from smollora.data.overlap import Overlap
 from smollora.data.prepared import PreparedSet, read_prepared
+from smollora.data.records import read_records
 from smollora.data.shards import PreparedRow, write_rows
-from smollora.data.sources import Undecodable, read_conversation, read_rows
-from smollora.data.starter import build_general_rows, build_rows
+from smollora.data.sources import Accepted, read_row
 from smollora.errors import DataError
 from smollora.render import Renderer
-from smollora.types import Conversation, Reject, Rendered
+from smollora.types import Change, Conversation, Reject, Rendered
 
 __all__ = [
     "Prepared",
@@ -38,10 +37,6 @@ __all__ = [
 ]
 
 BATCH = 512
-IN_FLIGHT = 2
-"""Batches that are prepared at a time, each in a thread: the tokenizer lets go of Python's lock, so
-one is rendered while the other is tokenised.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +53,12 @@ class RowOutcome:
     """Rows that were built from it beside its own."""
     built_left_out: int = 0
     """Built conversations that did not render or did not fit."""
+    changes: tuple[Change, ...] = ()
+    """What was changed in a record that is kept."""
+    form: str = ""
+    """The record form it was read as."""
+    sketch: Sketch | None = None
+    """What it is compared with other records by; None where the recipe looks for no duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,42 +114,24 @@ def prepare_batches(
     section: PrepareSection,
     renderer: Renderer,
     negatives: Negatives | None,
+    overlap: Overlap | None = None,
 ) -> Iterator[list[RowOutcome]]:
     """Outcomes of records, some hundred at a time (the tokenizer's threads share a batch).
 
     Raises:
         DataError: with `strict`, at the first bad row.
     """
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        waiting: deque[Future[list[RowOutcome]]] = deque()
-        for batch in batched(records, BATCH):
-            if len(waiting) == IN_FLIGHT:
-                yield _checked(waiting.popleft().result(), section)
-            waiting.append(pool.submit(_prepare_batch, batch, source, section, renderer, negatives))
-        while waiting:
-            yield _checked(waiting.popleft().result(), section)
-
-
-def _prepare_batch(
-    batch: Sequence[tuple[int, Any]],
-    source: SourceSection,
-    section: PrepareSection,
-    renderer: Renderer,
-    negatives: Negatives | None,
-) -> list[RowOutcome]:
-    read = [(number, convert(number, record, source)) for number, record in batch]
-    good = [(number, item) for number, item in read if isinstance(item, Conversation)]
-    made = render_batch(good, source, section, renderer, negatives)
-    return [
-        RowOutcome(number, reject=item) if isinstance(item, Reject) else next(made)
-        for number, item in read
-    ]
-
-
-def _checked(outcomes: list[RowOutcome], section: PrepareSection) -> list[RowOutcome]:
-    if section.strict:
-        raise_at_first(outcomes)
-    return outcomes
+    for batch in batched(records, BATCH):
+        read = [(number, convert(number, record, source, overlap)) for number, record in batch]
+        good = [item for item in read if isinstance(item[1], Accepted)]
+        made = render_batch(good, source, section, renderer, negatives)  # type: ignore[arg-type]
+        outcomes = [
+            RowOutcome(number, reject=item) if isinstance(item, Reject) else next(made)
+            for number, item in read
+        ]
+        if section.strict:
+            raise_at_first(outcomes)
+        yield outcomes
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -207,46 +190,25 @@ def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
 
 def records_of(source: SourceSection, seed: int) -> Iterator[tuple[int, Any]]:
     """(number, record) of a source, at most `source.limit` of them."""
-    for count, item in enumerate(_records(source, seed)):
-        if source.limit is not None and count >= source.limit:
-            return
-        yield item
+    return read_records(source, seed)
 
 
-def _records(source: SourceSection, seed: int) -> Iterator[tuple[int, Any]]:
-    if source.path == "starter:tools":
-        yield from enumerate(build_rows("train", seed=seed, share=source.share), 1)
-    elif source.path == "starter:general":
-        yield from enumerate(build_general_rows("train", seed=seed), 1)
-    elif source.path.startswith("hub:"):
-        yield from enumerate(_hub_rows(source.path.removeprefix("hub:")), 1)
-    else:
-        yield from read_rows(Path(source.path).expanduser())
-
-
-def _hub_rows(name: str) -> Iterator[Any]:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(
-            f"reading hub:{name} needs the package datasets",
-            "pip install datasets; or download the file and give its path",
-        ) from error
-    dataset, _, config = name.partition(":")
-    try:
-        yield from load_dataset(dataset, config or None, split="train", streaming=True)
-    except Exception as error:  # the hub client raises a dozen kinds
-        raise DataError(
-            f"cannot read {dataset} from the Hub: {type(error).__name__}",
-            "check the name and the connection, or give a local file",
-        ) from error
-
-
-def convert(number: int, record: Any, source: SourceSection) -> Conversation | Reject:
-    """One record as a conversation, or why not."""
-    if isinstance(record, Undecodable):
-        return Reject(source.name, number, "bad_json", record.detail)
-    return read_conversation(record, source.name, number)
+def convert(
+    number: int, record: Any, source: SourceSection, overlap: Overlap | None = None
+) -> Accepted | Reject:
+    """One record as a conversation with what was changed in it, or why not."""
+    found = read_row(record, source.name, number, form=source.form)
+    if overlap is None or isinstance(found, Reject):
+        return found
+    shared = overlap.of(found.conversation)
+    if shared is None:
+        return found
+    reason = f"evaluation_{shared.what}"
+    detail = f"{shared.detail} is in the evaluation case {shared.case}"
+    if overlap.remove:
+        return Reject(source.name, number, reason, detail)
+    noted = Change(source.name, number, f"{reason}_kept", detail)
+    return replace(found, changes=(*found.changes, noted))
 
 
 def plan_negatives(section: PrepareSection, seed: int) -> Negatives | None:
@@ -258,11 +220,11 @@ def plan_negatives(section: PrepareSection, seed: int) -> Negatives | None:
     if not section.negatives:
         return None
     read = (
-        conversation
+        found.conversation
         for source in section.sources
         if source.kind == "tool"
         for number, record in records_of(source, seed)
-        if isinstance(conversation := convert(number, record, source), Conversation)
+        if isinstance(found := convert(number, record, source), Accepted)
     )
     pool = collect_pool(read)
     if not pool:
@@ -277,7 +239,7 @@ def plan_negatives(section: PrepareSection, seed: int) -> Negatives | None:
 
 
 def render_batch(
-    batch: Sequence[tuple[int, Conversation]],
+    batch: Sequence[tuple[int, Accepted]],
     source: SourceSection,
     section: PrepareSection,
     renderer: Renderer,
@@ -285,14 +247,15 @@ def render_batch(
 ) -> Iterator[RowOutcome]:
     """The outcome of each conversation, in order; `batch` is tokenised at once."""
     drawn = [
-        negatives.of(conversation, number) if negatives and source.kind == "general" else None
-        for number, conversation in batch
+        negatives.of(found.conversation, number) if negatives and source.kind == "general" else None
+        for number, found in batch
     ]
-    asked = [conversation for _, conversation in batch]
+    asked = [found.conversation for _, found in batch]
     rendered = renderer.rows([*asked, *(item for item in drawn if item is not None)])
     own = [next(rendered) for _ in batch]
-    for (number, conversation), extra, result in zip(batch, drawn, own, strict=True):
-        outcome, cut = _fit(conversation, result, renderer, section.max_length)
+    near = section.near_duplicates != "off"
+    for (number, found), extra, result in zip(batch, drawn, own, strict=True):
+        outcome, cut = _fit(found.conversation, result, renderer, section.max_length)
         built: tuple[PreparedRow, ...] = ()
         left_out = 0
         if extra is not None:
@@ -304,7 +267,20 @@ def render_batch(
             yield RowOutcome(number, reject=replace(outcome, row=number))
         else:
             rows = tuple(_prepared(*outcome, source.kind, number))
-            yield RowOutcome(number, rows, None, cut, built, left_out)
+            changes = (*found.changes, *_shortening(found, outcome[0], number))
+            compared = None
+            if near or section.duplicates != "off":
+                compared = sketch(outcome[0], near=near)
+            yield RowOutcome(
+                number, rows, None, cut, built, left_out, changes, found.form, compared
+            )
+
+
+def _shortening(found: Accepted, kept: Conversation, number: int) -> Iterator[Change]:
+    before, after = len(found.conversation.messages), len(kept.messages)
+    if after < before:
+        detail = f"the first {before - after} of {before} messages, to fit max_length"
+        yield Change(kept.source, number, "exchanges_dropped", detail)
 
 
 Fitted = tuple[Conversation, tuple[Rendered, ...]]

@@ -26,6 +26,7 @@ from datatrove.utils.logging import logger
 
 from smollora.config import PrepareSection
 from smollora.data.blocks import Convert, RecordReader, Render, WriteShard
+from smollora.data.overlap import Overlap
 from smollora.data.prepare import count_reasons, holds_no_rows, plan_negatives, records_of
 from smollora.data.stretches import ShardTask, is_seekable, plan_source, spool
 from smollora.data.tasks import Counts, Workplace, finish, task_key
@@ -46,6 +47,7 @@ def prepare_on_engine(
     *,
     seed: int,
     code: str = "",
+    overlap: Overlap | None = None,
     on_tasks: Callable[[int, int], None] | None = None,
 ) -> Counts:
     """Prepare every source into `folder` on `section.engine`; tasks that are done are skipped.
@@ -67,7 +69,7 @@ def prepare_on_engine(
     rejects = place.work / "rejected"
     steps = [
         RecordReader(tasks, place.folder),
-        Convert(tasks, section, rejects),
+        Convert(tasks, section, overlap, rejects),
         Render(tasks, section, files, plan_negatives(section, seed), rejects),
         WriteShard(place.folder),
     ]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from smollora.config import SourceSection
-from smollora.data.sources import Undecodable, read_rows
+from smollora.data.sources import FromArrow, Undecodable, read_rows
+from smollora.data.sources.files import line_lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ def plan_file(path: Path, size: int, limit: int | None) -> Iterator[tuple[int, i
     with path.open("rb") as stream:
         start = at = records = total = 0
         first = 1
-        for number, line in enumerate(stream, 1):
-            at += len(line)
-            records += bool(line.strip())
+        for number, (length, blank) in enumerate(line_lengths(stream), 1):
+            at += length
+            records += not blank
             if records == size or (limit is not None and total + records == limit):
                 yield start, at, first
                 total += records
@@ -81,13 +82,20 @@ def spool(records: Iterable[tuple[int, Any]], path: Path) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8", errors="surrogatepass") as stream:
         for number, record in records:
-            found = (
-                {"row": number, "undecodable": record.detail}
-                if isinstance(record, Undecodable)
-                else {"row": number, "record": record}
-            )
-            stream.write(json.dumps(found, default=str) + "\n")
+            try:
+                shown = _show_record(number, record)
+            except RecursionError:
+                shown = _show_record(number, Undecodable("nested too deep to be read", "too_deep"))
+            stream.write(shown + "\n")
     partial.replace(path)
+
+
+def _show_record(number: int, record: Any) -> str:
+    if isinstance(record, Undecodable):
+        found = {"row": number, "undecodable": record.detail, "reason": record.reason}
+    else:
+        found = {"row": number, "record": record, "arrow": isinstance(record, FromArrow)}
+    return json.dumps(found, default=str)
 
 
 def read_task(task: ShardTask, work: Path) -> Iterator[tuple[int, Any]]:
@@ -98,8 +106,11 @@ def read_task(task: ShardTask, work: Path) -> Iterator[tuple[int, Any]]:
             stream.seek(task.start)
             while stream.tell() < task.end:
                 found = json.loads(stream.readline())
-                broken = found.get("undecodable")
-                yield found["row"], found["record"] if broken is None else Undecodable(broken)
+                if "undecodable" in found:
+                    yield found["row"], Undecodable(found["undecodable"], found["reason"])
+                else:
+                    record = found["record"]
+                    yield found["row"], FromArrow(record) if found["arrow"] else record
         return
     if task.start == 0 and task.end == path.stat().st_size:
         yield from read_rows(path)
@@ -110,7 +121,8 @@ def read_task(task: ShardTask, work: Path) -> Iterator[tuple[int, Any]]:
         for number, record in read_rows(part):
             number += task.first - 1
             if isinstance(record, Undecodable):
-                record = Undecodable(re.sub(r"^line \d+", f"line {number}", record.detail))
+                detail = re.sub(r"^line \d+", f"line {number}", record.detail)
+                record = Undecodable(detail, record.reason)
             yield number, record
     finally:
         part.unlink(missing_ok=True)

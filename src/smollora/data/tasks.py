@@ -1,33 +1,33 @@
 """Preparing in tasks: a task is a stretch of one source's records, and makes one shard.
 
 In: the recipe's prepare section, a `Renderer`, the folder of the stage. Out: `rows/NNNNN.parquet`,
-`rejected.jsonl`, and what was counted. A task leaves its shard, its rejects and, written last, its
-counts, so that a killed run goes on with the first task that has none. Which records a task holds
-depends on the source and `shard_rows` alone: whoever runs the tasks, and in whatever order, the
-files are the same.
+`rejected.parquet`, `changed.parquet`, and what was counted. A task leaves its shard, its rejects
+and, written last, its counts, so that a killed run goes on with the first task that has none. Which
+records a task holds depends on the source and `shard_rows` alone: whoever runs the tasks, and in
+whatever order, the files are the same.
 
     FOLDER/rows/00000.parquet        the prepared set
-    FOLDER/rejected.jsonl            every rejected record and why
+    FOLDER/rejected.parquet          every rejected record and why
+    FOLDER/changed.parquet           every change to a record that is kept
     FOLDER/work/key                  what the tasks were planned from; another key starts afresh
     FOLDER/work/counts/00000.json    a finished task
-    FOLDER/work/rejected/00000.jsonl its rejects
+    FOLDER/work/rejected/00000.jsonl its rejects; beside it, its changes and sketches
 
 `work/` goes when all is done.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from smollora.config import PrepareSection, SourceSection
-from smollora.data.duplicates import drop_duplicates
+from smollora.data.ledger import write_ledger
+from smollora.data.overlap import Overlap
 from smollora.data.prepare import (
     RowOutcome,
     holds_no_rows,
@@ -36,7 +36,8 @@ from smollora.data.prepare import (
     prepare_batches,
     records_of,
 )
-from smollora.data.shards import ShardWriter
+from smollora.data.repeats import list_repeats, sketch_entry, write_sketches
+from smollora.data.shards import ShardWriter, drop_rows
 from smollora.data.stretches import is_seekable, plan_source, read_task
 from smollora.render import Renderer
 from smollora.runs import hash_of, read_json, read_jsonl, write_json, write_jsonl, write_whole
@@ -51,6 +52,9 @@ class Counts:
     rows_in: int = 0
     rows_rendered: int = 0
     rejected: dict[str, int] | None = None
+    changed: dict[str, int] | None = None
+    forms: dict[str, int] | None = None
+    """Records that rendered, by source and record form: "mine: openai"."""
     shortened: int = 0
     tokens: int = 0
     labelled_tokens: int = 0
@@ -60,15 +64,16 @@ class Counts:
 
     def plus(self, other: Counts) -> Counts:
         """The sums."""
-        reasons = dict(self.rejected or {})
-        for reason, count in (other.rejected or {}).items():
-            reasons[reason] = reasons.get(reason, 0) + count
-        sums = {
-            name: value + getattr(other, name)
-            for name, value in asdict(self).items()
-            if name != "rejected"
-        }
-        return Counts(**sums, rejected=reasons)
+        sums: dict[str, Any] = {}
+        for name in self.__slots__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, int):
+                sums[name] = mine + theirs
+                continue
+            sums[name] = dict(mine or {})
+            for reason, count in (theirs or {}).items():
+                sums[name][reason] = sums[name].get(reason, 0) + count
+        return Counts(**sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,14 @@ class Workplace:
         """What a task rejected."""
         return self.work / "rejected" / f"{rank:05d}.jsonl"
 
+    def changed(self, rank: int) -> Path:
+        """What a task changed in the records that it kept."""
+        return self.work / "changed" / f"{rank:05d}.jsonl"
+
+    def sketches(self, rank: int) -> Path:
+        """What a task's records are compared by."""
+        return self.work / "sketches" / f"{rank:05d}.parquet"
+
     def open(self, key: str) -> None:
         """Keep the tasks that were finished under the same key, drop everything else."""
         marker = self.work / "key"
@@ -111,8 +124,8 @@ class Workplace:
 def task_key(section: PrepareSection, renderer: Renderer, *, seed: int, code: str) -> str:
     """What the shards depend on: rows, template, tokenizer, recipe and code."""
     stats = []
-    for source in section.sources:
-        path = Path(source.path).expanduser()
+    for read in (*(source.path for source in section.sources), *section.overlap_with):
+        path = Path(read).expanduser()
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         stats += [
             f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
@@ -140,6 +153,7 @@ def prepare_set(
     *,
     seed: int,
     code: str = "",
+    overlap: Overlap | None = None,
     on_rows: OnRows | None = None,
 ) -> Counts:
     """Prepare every source into `folder`, in this process; goes on where a killed run stopped.
@@ -164,7 +178,7 @@ def prepare_set(
                     pass  # a stream has to be read past what is done
             else:
                 told = _from(done, on_rows) if on_rows else None
-                outcomes = prepare_batches(records, source, section, renderer, negatives)
+                outcomes = prepare_batches(records, source, section, renderer, negatives, overlap)
                 counts = write_task(place, rank, outcomes, on_rows=told)
             done += counts.rows_in
             total = total.plus(counts)
@@ -205,14 +219,19 @@ def write_task(
     on_rows: OnRows | None = None,
 ) -> Counts:
     """Write what became of a task's records: rejects, shard and, last, counts."""
-    counts = Counts(rejected={})
-    rejects = []
+    counts = Counts()
+    rejects: list[dict[str, Any]] = []
+    changes: list[dict[str, Any]] = []
+    sketches: list[dict[str, Any]] = []
     with ShardWriter(place.shard(rank)) as writer:
         for outcomes in batches:
             for outcome in outcomes:
                 counts = count_outcome(counts, outcome)
                 if outcome.reject:
                     rejects.append(asdict(outcome.reject))
+                changes.extend(asdict(change) for change in outcome.changes)
+                if outcome.sketch:
+                    sketches.append(sketch_entry(outcome))
                 if outcome.rows:
                     writer.add(outcome.rows)
                 if outcome.built:
@@ -220,6 +239,9 @@ def write_task(
             if on_rows:
                 on_rows(counts.rows_in)
         write_jsonl(place.rejected(rank), rejects)
+        write_jsonl(place.changed(rank), changes)
+        if sketches:
+            write_sketches(sketches, place.sketches(rank))
         writer.commit()
     write_json(place.counts(rank), asdict(counts))
     return counts
@@ -227,19 +249,22 @@ def write_task(
 
 def count_outcome(counts: Counts, outcome: RowOutcome) -> Counts:
     """`counts` with one more record."""
-    reasons = counts.rejected or {}
-    if outcome.reject:
-        reasons[outcome.reject.reason] = reasons.get(outcome.reject.reason, 0) + 1
     rows = (*outcome.rows, *outcome.built)
-    return Counts(
-        counts.rows_in + 1,
-        counts.rows_rendered + len(rows),
-        reasons,
-        counts.shortened + outcome.shortened,
-        counts.tokens + sum(len(row.rendered.token_ids) for row in rows),
-        counts.labelled_tokens + sum(row.rendered.trained.count(True) for row in rows),
-        counts.built + len(outcome.built),
-        counts.built_left_out + outcome.built_left_out,
+    changed = (change.reason for change in outcome.changes)
+    form = {f"{rows[0].source}: {outcome.form}": 1} if outcome.form and rows else {}
+    return counts.plus(
+        Counts(
+            rows_in=1,
+            rows_rendered=len(rows),
+            rejected={outcome.reject.reason: 1} if outcome.reject else {},
+            changed=dict.fromkeys(changed, 1),
+            forms=form,
+            shortened=int(outcome.shortened),
+            tokens=sum(len(row.rendered.token_ids) for row in rows),
+            labelled_tokens=sum(row.rendered.trained.count(True) for row in rows),
+            built=len(outcome.built),
+            built_left_out=outcome.built_left_out,
+        )
     )
 
 
@@ -254,45 +279,74 @@ def finish(
     Raises:
         DataError: no row is left.
     """
-    if not total.rows_rendered:
-        raise nothing_left(total.rows_in, total.rejected or {})
     known = {place.shard(rank) for rank in ranks}
     for path in place.rows.iterdir():
         if path not in known:  # half a shard that a killed task left
             path.unlink()
-    repeated: list[dict[str, Any]] = []
-    if section.duplicates == "drop":
-        repeated = drop_duplicates(place.rows, place.work / "duplicates.jsonl")
-        total = total.plus(_gone(repeated))
-    names = [source.name for source in section.sources]
-    with _replacing(place.folder / "rejected.jsonl") as stream:
-        for rank in ranks:
-            rejects = read_jsonl(place.rejected(rank)) if place.rejected(rank).is_file() else []
-            for reject in sorted(rejects, key=lambda item: int(item["row"])):
-                stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
-        for reject in sorted(repeated, key=lambda item: (names.index(item["source"]), item["row"])):
-            shown = {name: reject[name] for name in ("source", "row", "reason", "detail")}
-            stream.write(json.dumps(shown, ensure_ascii=False) + "\n")
+    repeated = _listed_repeats(place, ranks, section)
+    gone = [item for item in repeated if item["removed"]]
+    noted = [item for item in repeated if not item["removed"]]
+    total = total.plus(_take_out(place, gone))
+    without = {(item["rank"], item["row"]) for item in gone}
+    rejects = _in_order(ranks, place.rejected, gone, set())
+    rejected = write_ledger(rejects, place.folder / "rejected.parquet")
+    changes = _in_order(ranks, place.changed, noted, without)
+    changed = write_ledger(changes, place.folder / "changed.parquet")
+    if sum(rejected.values()) != sum((total.rejected or {}).values()):
+        raise RuntimeError(f"{rejected} is in the ledger and {total.rejected} was counted")
     (place.work / "key").unlink()  # first: half of the folder must not look like work in progress
     shutil.rmtree(place.work)
-    return replace(total, rejected=dict(sorted((total.rejected or {}).items())))
+    if not total.rows_rendered:
+        raise nothing_left(total.rows_in, rejected)
+    return replace(total, rejected=rejected, changed=changed)
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes its place once it is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-        yield stream
-    partial.replace(path)
+def _in_order(
+    ranks: Sequence[int],
+    pieces: Callable[[int], Path],
+    more: Sequence[dict[str, Any]],
+    without: set[tuple[int, int]],
+) -> Iterator[dict[str, Any]]:
+    """The entries that the tasks wrote and those found at the end, by task and row; none of the
+    records (rank, row) in `without`.
+    """
+    late: dict[int, list[dict[str, Any]]] = {}
+    for item in more:
+        late.setdefault(item["rank"], []).append(item)
+    for rank in ranks:
+        entries = read_jsonl(pieces(rank)) if pieces(rank).is_file() else []
+        for entry in sorted((*entries, *late.get(rank, ())), key=lambda entry: int(entry["row"])):
+            if (rank, entry["row"]) not in without:
+                yield entry
 
 
-def _gone(repeated: Sequence[dict[str, Any]]) -> Counts:
-    """What is subtracted for repeated conversations."""
+def _listed_repeats(
+    place: Workplace, ranks: Sequence[int], section: PrepareSection
+) -> list[dict[str, Any]]:
+    """The rows that repeat others. They are written down before the first shard is rewritten, so
+    that a second call after a kill takes out the same ones.
+    """
+    listed = place.work / "repeats.jsonl"
+    if not listed.is_file():
+        paths = {rank: place.sketches(rank) for rank in ranks if place.sketches(rank).is_file()}
+        write_jsonl(listed, list(list_repeats(paths, section)))
+    return read_jsonl(listed)
+
+
+def _take_out(place: Workplace, gone: Sequence[dict[str, Any]]) -> Counts:
+    """Rewrite the shards without these rows; what went, as counts below zero."""
+    by_rank: dict[int, list[int]] = {}
+    for item in gone:
+        by_rank.setdefault(item["rank"], []).append(item["row"])
+    for rank, rows in by_rank.items():
+        drop_rows(place.shard(rank), rows)
+    reasons: dict[str, int] = {}
+    for item in gone:
+        reasons[item["reason"]] = reasons.get(item["reason"], 0) + 1
     return Counts(
-        rows_rendered=-sum(item["rows"] for item in repeated),
-        rejected={"duplicate": len(repeated)} if repeated else {},
-        tokens=-sum(item["tokens"] for item in repeated),
-        labelled_tokens=-sum(item["labelled_tokens"] for item in repeated),
-        built=-sum(item["built"] for item in repeated),
+        rejected=reasons,
+        rows_rendered=-sum(item["rows"] for item in gone),
+        tokens=-sum(item["tokens"] for item in gone),
+        labelled_tokens=-sum(item["labelled_tokens"] for item in gone),
+        built=-sum(item["built"] for item in gone),
     )

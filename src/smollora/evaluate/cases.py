@@ -19,6 +19,13 @@ from smollora.types import Conversation, EvalCase, Message, Reject, ToolCall, To
 CALLING = ("single", "parallel", "multi_turn_call", "after_question")
 """Categories of starter cases whose right answer is to call."""
 
+BFCL_SINGLE_TURN = (
+    *("simple_python", "simple_java", "simple_javascript", "multiple", "parallel"),
+    *("parallel_multiple", "irrelevance", "live_simple", "live_multiple", "live_parallel"),
+    *("live_parallel_multiple", "live_irrelevance", "live_relevance"),
+)
+"""Categories of BFCL v4 whose questions stand beside their tools in one file."""
+
 JSON_TYPES = {
     "dict": "object",
     "float": "number",

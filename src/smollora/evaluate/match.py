@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from smollora.data.sources import schema_problem
+from smollora.data.validation import schema_problem
 from smollora.tokens import TokenFacts
 from smollora.types import CaseScore, EvalCase, Generation, ParsedCall, ToolCall
 

@@ -1,6 +1,6 @@
 """The hermes format: one JSON object per call between <tool_call> and </tool_call>.
 
-Used by Hermes 2 Pro and 3, Qwen 2.5 and 3, SmolLM3, and the starter model. Spec:
+Used by Hermes 2 Pro and 3, Qwen 2.5 and 3, Granite 4, SmolLM3, and the starter model. Spec:
 NousResearch/Hermes-Function-Calling. The surprise: vLLM's parser of this name matches *strings*, so
 a call spelled with ordinary tokens still parses there; here a call counts only when the delimiter
 **ids** are there, and a spelled one is an attempt with status "spelled_out".
@@ -8,15 +8,24 @@ a call spelled with ordinary tokens still parses there; here a call counts only 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from smollora.types import CallStatus, ParsedCall, ToolCall
+from smollora.formats.grammar import (
+    blocks,
+    looks_like_json_call,
+    outside,
+    read_call,
+    show_json,
+    single_id,
+    spelled_out,
+    whole_json,
+)
+from smollora.types import CallStatus, ParsedCall, ToolCall, ToolSpec
 
 if TYPE_CHECKING:
-    from smollora.formats import Tokenizer
+    from smollora.formats import Delimited, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -26,88 +35,57 @@ class HermesFormat:
     name: str = "hermes"
     open: str = "<tool_call>"
     close: str = "</tool_call>"
+    inner: tuple[str, ...] = ()
+    delimited: Delimited = "token"
+    one_block: bool = False
+    arguments_mark: str = '"arguments"'
     vllm_parser: str = "hermes"
 
     def show(self, calls: Sequence[ToolCall]) -> str:
         """The text that the model must write for `calls`."""
-        return "\n".join(f"{self.open}\n{show_body(call)}\n{self.close}" for call in calls)
+        return "\n".join(f"{self.open}\n{self._body(call)}\n{self.close}" for call in calls)
 
-    def parse(self, token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[ParsedCall, ...]:
+    def _body(self, call: ToolCall) -> str:
+        """One call as JSON, name first (arguments first corrupts vLLM's streaming)."""
+        body = {"name": call.name, "arguments": dict(call.arguments)}
+        return show_json(body, (self.open, self.close))
+
+    def parse(
+        self, token_ids: Sequence[int], tokenizer: Tokenizer, tools: Sequence[ToolSpec] = ()
+    ) -> tuple[ParsedCall, ...]:
         """Every attempt in `token_ids`, in order; spelled-out ones after the real ones.
 
         Args:
             token_ids: what the model produced, prompt excluded, stop token optional.
             tokenizer: the model's own.
+            tools: not needed; the JSON says each value's type.
         """
-        open_id = single_id(tokenizer, self.open)
-        close_id = single_id(tokenizer, self.close)
+        found = list(
+            blocks(token_ids, single_id(tokenizer, self.open), single_id(tokenizer, self.close))
+        )
         attempts: list[ParsedCall] = []
-        text: list[int] = []
-        position = 0
-        while position < len(token_ids):
-            if token_ids[position] != open_id:
-                text.append(token_ids[position])
-                position += 1
-                continue
-            end = position + 1
-            while end < len(token_ids) and token_ids[end] not in (open_id, close_id):
-                end += 1
-            body = tokenizer.decode(list(token_ids[position + 1 : end]))
-            closed = end < len(token_ids) and token_ids[end] == close_id
-            stop = end + 1 if closed else end
-            status, call = read_body(body)
+        for block in found:
+            status, call = read_body(tokenizer.decode(list(token_ids[slice(*block.inside)])))
             attempts.append(
                 ParsedCall(
-                    raw=tokenizer.decode(list(token_ids[position:stop])),
-                    status=status if closed else "unclosed",
-                    call=call if closed else None,
-                    span=(position, stop),
+                    raw=tokenizer.decode(list(token_ids[block.start : block.stop])),
+                    status=status if block.closed else "unclosed",
+                    call=call if block.closed else None,
+                    span=(block.start, block.stop),
                 )
             )
-            position = stop
-        attempts.extend(self._spelled_out(tokenizer.decode(text)))
-        return tuple(attempts)
-
-    def _spelled_out(self, text: str) -> list[ParsedCall]:
-        """Attempts written with ordinary tokens: a spelled opening tag, or the bare JSON of a
-        call.
-        """
-        if self.open in text:
-            pieces = text.split(self.open)[1:]
-            return [ParsedCall(self.open + piece, "spelled_out") for piece in pieces]
-        stripped = text.replace("<|im_end|>", "").strip().removeprefix("```json").strip("`\n ")
-        if stripped.startswith(("{", "[{")) and '"name"' in stripped and '"arguments"' in stripped:
-            return [ParsedCall(stripped, "spelled_out")]
-        return []
-
-
-def single_id(tokenizer: Tokenizer, text: str) -> int | None:
-    """The id of `text` if it is one token here, else None (many tokenizers answer unk for what they
-    do not know).
-    """
-    token = tokenizer.convert_tokens_to_ids(text)
-    return token if token is not None and tokenizer.decode([token]) == text else None
-
-
-def show_body(call: ToolCall) -> str:
-    """One call as JSON, name first (arguments first corrupts vLLM's streaming)."""
-    return json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
+        text = tokenizer.decode(outside(token_ids, found)).replace("<|im_end|>", "")
+        return (*attempts, *spelled_out(text, self.open, looks_like_json_call(text)))
 
 
 def read_body(body: str) -> tuple[CallStatus, ToolCall | None]:
     """A block's JSON as (status, call); strict: nothing is repaired."""
     try:
-        value: Any = json.loads(body)
-    except (ValueError, RecursionError):
+        value = whole_json(body)
+    except ValueError:
         return "bad_syntax", None
-    if not isinstance(value, Mapping):
-        return "bad_syntax", None
-    name, arguments = value.get("name"), value.get("arguments")
-    if not isinstance(name, str) or not name:
-        return "no_name", None
-    if not isinstance(arguments, Mapping):
-        return "bad_syntax", None
-    return "ok", ToolCall(name=name, arguments=arguments)
+    status, call = read_call(value)
+    return status, None if call is None else ToolCall(call.name, call.arguments)
 
 
 HERMES = HermesFormat()

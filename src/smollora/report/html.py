@@ -62,7 +62,7 @@ def render_html(data: ReportData) -> str:
     rows = [spans.token_row(row) for row in data.preview]
     cases = spans.cases(data)
     for shrink in (1.0, 0.6, 0.3, 0.0):
-        page = _template().render(
+        page = load_page("page.html.jinja").render(
             data=data,
             sections=data.sections(),
             headline=headline(data),
@@ -209,7 +209,9 @@ def _csp_hash(text: str) -> str:
 
 
 @cache
-def _template() -> Template:
+def load_page(name: str) -> Template:
+    """A page of this folder, with the report's filters, style and rules of escaping."""
+    folder = files("smollora.report")
     environment = Environment(
         autoescape=True,
         finalize=show.visible,
@@ -238,6 +240,6 @@ def _template() -> Template:
         request_characters=spans.REQUEST_CHARACTERS,
         most=MOST_ROWS,
         canvas=charts,
+        stylesheet=Markup(folder.joinpath("style.css").read_text(encoding="utf-8")),
     )
-    source = files("smollora.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.from_string(folder.joinpath(name).read_text(encoding="utf-8"))

@@ -49,6 +49,16 @@ GENERAL_OFFERS = 80
 """Tool lists that general rows are put beside: few, so that many rows share one prompt."""
 
 
+LIST_SIZES = (1, 1, 2, 2, 3, 3, 4, 5)
+"""Tools on one training list, drawn evenly."""
+MOST_TOOLS = 4
+"""Tools on a list for cases that need several."""
+NEAR_ONE_IN = 5
+"""A request whose tool was taken out of the list, for every so many rows of the list."""
+FOREIGN_ONE_IN = 4
+"""A request of another domain, for every so many rows of the list; declined too."""
+
+
 @dataclass(frozen=True)
 class Domain:
     """One authored file."""
@@ -91,7 +101,11 @@ def build_rows(split: Split, *, seed: int = 7, share: float = 1.0) -> Iterator[R
         for names, cases in lists:
             offered = [domain.tools[name] for name in names]
             system = dice.choice(SYSTEM_TEXTS) if dice.random() < 0.3 else ""
-            amount = int(dice.random() < 0.25) if split == "heldout" else 3 if len(cases) > 1 else 0
+            amount = (
+                int(dice.random() < 0.25)
+                if split == "heldout"
+                else len(cases) // FOREIGN_ONE_IN + 1
+            )
             others = _absent(foreign, set(names), dice, amount)
             if dice.random() >= share:
                 continue
@@ -167,33 +181,58 @@ def _absent(
 
 
 def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ...], list[Named]]]:
-    """Tool lists of one domain with the cases that each decides: every tool alone, all of them cut
-    into lists of 2 to 4, and a short list for each case that needs tools from several of those.
+    """Tool lists of one domain with the cases that each decides.
+
+    Lists are made twice: the tools that a case needs together, gathered to at most MOST_TOOLS; and
+    all tools, shuffled and cut by LIST_SIZES. Every case then stands in one list that fits it,
+    drawn by chance: beside tools that it must not be confused with, and with a prompt that many
+    rows share.
     """
-    names = list(domain.tools)
+    lists = [*_lists_for_several(domain), *_cut(list(domain.tools), dice)]
+    rows: list[list[Named]] = [[] for _ in lists]
+    for case in domain.cases:
+        fitting = [index for index, offer in enumerate(lists) if _fits(case, set(offer))]
+        if not fitting:
+            lists.append(_list_for(case, domain, dice, (0, 1, 2)))
+            rows.append([])
+            fitting = [len(lists) - 1]
+        rows[dice.choice(fitting)].append((_kind(case), case))
+    chosen = []
+    for offer, named in zip(lists, rows, strict=True):
+        absent = _absent(domain.cases, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
+        names = list(offer)
+        dice.shuffle(names)
+        if named:
+            chosen.append((tuple(names), named + [("near_absent", case) for case in absent]))
+    return chosen
+
+
+def _lists_for_several(domain: Domain) -> list[tuple[str, ...]]:
+    """Lists for the cases that need several tools, as few as MOST_TOOLS allows."""
+    lists: list[set[str]] = []
+    for case in domain.cases:
+        needs = _needs(case)
+        if len(needs) < 2 or any(_fits(case, offer) for offer in lists):
+            continue
+        roomy = [o for o in lists if len(o | needs) <= MOST_TOOLS and _fits(case, o | needs)]
+        if roomy:
+            roomy[0].update(needs)
+        else:
+            lists.append(set(needs))
+    order = list(domain.tools).index
+    return [tuple(sorted(offer, key=order)) for offer in lists]
+
+
+def _cut(names: list[str], dice: random.Random) -> list[tuple[str, ...]]:
+    """The names, shuffled and cut into lists of LIST_SIZES."""
     dice.shuffle(names)
-    lists: list[tuple[str, ...]] = [(name,) for name in names]
-    dice.shuffle(names)
+    lists: list[tuple[str, ...]] = []
     start = 0
     while start < len(names):
-        size = dice.choice((2, 2, 3, 3, 4))
+        size = dice.choice(LIST_SIZES)
         lists.append(tuple(names[start : start + size]))
         start += size
-    served: set[int] = set()
-    chosen: list[tuple[tuple[str, ...], list[Named]]] = []
-    for offer in lists:
-        fitting = [case for case in domain.cases if _fits(case, set(offer))]
-        served.update(id(case) for case in fitting)
-        if len(offer) > 1:
-            fitting = [case for case in fitting if "c" not in case or dice.random() < 0.6]
-        absent = _absent(domain.cases, set(offer), dice, len(offer) + 3)
-        chosen.append(
-            (offer, [(_kind(c), c) for c in fitting] + [("near_absent", c) for c in absent])
-        )
-    for case in domain.cases:
-        if id(case) not in served:
-            chosen.append((_list_for(case, domain, dice, (0, 0, 1)), [(_kind(case), case)]))
-    return chosen
+    return lists
 
 
 def _heldout_lists(
