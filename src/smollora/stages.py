@@ -387,7 +387,7 @@ def mix(run: Run) -> dict[str, Any]:
     table = rows.table
     plan, lines = plan_rows(run)
     for line in lines:
-        run.console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        run.console.print(line, highlight=False, markup=False, soft_wrap=True)
     folder = run.folder / "mix"
     write_json(folder / "rows.json", {"train": plan.train, "validation": plan.validation})
     write_jsonl(folder / "preview.jsonl", _preview(run, rows, plan.train))

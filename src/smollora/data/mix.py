@@ -113,12 +113,6 @@ def _strata(
     )
 
 
-def _keys(section: MixSection) -> str:
-    """The recipe keys that the shares came from."""
-    given = [name for name in ("sources", "kinds") if getattr(section, name) is not None]
-    return " or ".join(f"mix.{name}" for name in given or ["tool_share"])
-
-
 def _grouped(column: Sequence[str], names: Sequence[str]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = {name: [] for name in names}
     for index, name in enumerate(column):
