@@ -34,13 +34,14 @@ from pathlib import Path
 from typing import Any
 
 from smollora.config import PrepareSection, SourceSection
-from smollora.data.prepare import convert, records_of
+from smollora.data.prepare import convert
+from smollora.data.records import read_records
 from smollora.data.tasks import prepare_set
 from smollora.formats import get_format
 from smollora.render import Renderer, as_openai
 from smollora.templates.engine import load_shipped
 from smollora.tokens import read_token_facts
-from smollora.types import Conversation
+from smollora.types import Conversation, Reject
 
 MARKED = (
     "{%- if message.role == 'assistant' -%}"
@@ -77,7 +78,15 @@ def section_of(path: Path, engine: str = "in_process", workers: int = 1) -> Prep
     """A recipe's prepare section over one file."""
     source = SourceSection(name="rows", path=str(path), kind="tool")
     return PrepareSection.model_validate(
-        {"sources": [source.model_dump()], "engine": engine, "workers": workers, "shard_rows": 2048}
+        {
+            "sources": [source.model_dump()],
+            "engine": engine,
+            "workers": workers,
+            "shard_rows": 1024,
+            "duplicates": "off",  # the rows are repeated on purpose
+            "near_duplicates": "off",
+            "overlap": "off",
+        }
     )
 
 
@@ -93,8 +102,8 @@ def renderer_of(folder: Path, template: str) -> Renderer:
 def conversations_of(path: Path) -> list[Conversation]:
     """Those rows of a file that convert."""
     source = SourceSection(name="rows", path=str(path), kind="tool")
-    read = (convert(number, record, source) for number, record in records_of(source, 7))
-    return [item for item in read if isinstance(item, Conversation)]
+    read = (convert(number, record, source) for number, record in read_records(source, 7))
+    return [item.conversation for item in read if not isinstance(item, Reject)]
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, float]:
