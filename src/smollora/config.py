@@ -122,6 +122,10 @@ class SlurmSection(Section):
     )
 
 
+ENGINE_KEYS = ("engine", "workers", "slurm")
+"""Keys of `prepare` that say where its tasks run; they change no row."""
+
+
 class PrepareSection(Section):
     """Which rows, and how long."""
 

@@ -21,6 +21,7 @@ from typing import Any
 from smollora.config import MergeSection
 from smollora.errors import ModelError
 from smollora.models import load_model, ties_embeddings
+from smollora.runs import whole_folder
 from smollora.train import untie_head
 
 EXACT_UP_TO = 1_000_000_000
@@ -167,20 +168,15 @@ def _exact_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
 
 def _save(model: Any, plan: MergePlan) -> None:
     """Write the merged folder whole: beside it first, then renamed."""
-    work = Path(tempfile.mkdtemp(dir=plan.out.parent, prefix=f".{plan.out.name}."))
-    try:
+    with whole_folder(plan.out) as work:
         model.save_pretrained(work)
         for name in CARRIED:
             if (plan.base / name).is_file():
                 shutil.copyfile(plan.base / name, work / name)
         if (plan.base / "generation_config.json").is_file():
             shutil.copyfile(plan.base / "generation_config.json", work / "generation_config.json")
-        work.chmod(0o755)
         if plan.out.exists():
             shutil.rmtree(plan.out)
-        work.rename(plan.out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:

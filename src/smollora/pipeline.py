@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smollora import __version__, stages
-from smollora.config import Recipe, dump_recipe
+from smollora.config import ENGINE_KEYS, Recipe, dump_recipe
 from smollora.errors import ConfigError
 from smollora.memory import give_back_freed_memory
 from smollora.runs import (
@@ -53,7 +53,6 @@ READS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 """Recipe sections that each stage reads."""
-ENGINE_KEYS = ("engine", "workers", "slurm")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "jinja2")
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,32 +24,59 @@ from smollora.errors import DataError, SmolloraError
 SCHEMA_VERSION = 1
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file atomically: readers see the old content or all of the new.
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place at the end: readers see the old content
+    or all of the new.
 
     Raises:
         SmolloraError: the disk is full or the folder is not writable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    payload = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(payload)
-                stream.flush()
-                os.fsync(stream.fileno())
+            yield Path(temporary)
+            os.fsync(handle)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
+        finally:
+            os.close(handle)
     except OSError as error:
         raise SmolloraError(
             f"cannot write {path}: {error.strerror or error}",
             "free some space or choose another folder with --runs; finished stages are kept",
         ) from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill beside `path`, which takes its place at the end; nothing is left of it if
+    filling fails. What stands at `path` is the caller's to remove, as late as can be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield work
+        work.chmod(0o755)
+        os.replace(work, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file atomically.
+
+    Raises:
+        SmolloraError: as `whole_file`.
+    """
+    payload = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    with whole_file(path) as temporary:
+        temporary.write_bytes(payload)
 
 
 def write_json(path: Path, value: Any) -> None:

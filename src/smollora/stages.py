@@ -28,7 +28,7 @@ from smollora.errors import (
     TemplateError,
     VerifyError,
 )
-from smollora.formats import ToolFormat, get_format
+from smollora.formats import ToolFormat, get_format, tokens_of
 from smollora.models import (
     equip,
     load_model,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from smollora.data.mix import MixPlan
     from smollora.data.overlap import Overlap
     from smollora.data.prepared import PreparedSet
+    from smollora.data.shards import RowTable
 
 PREVIEW_ROWS = 60
 
@@ -130,7 +131,7 @@ def inspect(run: Run) -> dict[str, Any]:
             _link_weights(source, work)
         else:
             model = load_model(source, trust_remote_code=section.trust_remote_code)
-            added = equip(model, tokenizer, (*_delimiters_of(run), *RESULT_TAGS))
+            added = equip(model, tokenizer, (*tokens_of(run.format), *RESULT_TAGS))
             model.save_pretrained(work)
         template, repaired = _choose_template(run, stock, tokenizer)
         after = template_audit.audit(template, tokenizer, fmt=run.format)
@@ -162,11 +163,6 @@ def inspect(run: Run) -> dict[str, Any]:
         },
         "architecture": read_architecture(run.base),
     }
-
-
-def _delimiters_of(run: Run) -> tuple[str, ...]:
-    """The texts that the run's format wants as one token each."""
-    return tuple(text for text in (run.format.open, run.format.close, *run.format.inner) if text)
 
 
 def _delimiter(facts: TokenFacts, which: str) -> dict[str, Any]:
@@ -219,22 +215,17 @@ def _link_weights(source: Path, folder: Path) -> None:
 def prepare(run: Run) -> dict[str, Any]:
     """Sources -> shards of rendered rows; every row kept or counted as rejected."""
     renderer = load_renderer(run)
-    section, seed = run.recipe.prepare, run.recipe.mix.seed
-    folder = run.folder / "prepare"
-    overlap = load_overlap(section)
+    section, folder = run.recipe.prepare, run.folder / "prepare"
+    given: dict[str, Any] = {
+        "seed": run.recipe.mix.seed,
+        "code": code_version(),
+        "overlap": load_overlap(section),
+    }
     if section.engine == "in_process":
         from smollora.data.tasks import prepare_set
 
         with meter(run.console, "prepare", unit="rows") as shown:
-            counts = prepare_set(
-                section,
-                renderer,
-                folder,
-                seed=seed,
-                code=code_version(),
-                overlap=overlap,
-                on_rows=shown.to,
-            )
+            counts = prepare_set(section, renderer, folder, **given, on_rows=shown.to)
     else:
         prepare_on_engine = import_scale(section.engine).prepare_on_engine
         with meter(run.console, f"prepare on {section.engine}", unit="tasks") as shown:
@@ -243,15 +234,7 @@ def prepare(run: Run) -> dict[str, Any]:
                 shown.total(tasks)
                 shown.to(done)
 
-            counts = prepare_on_engine(
-                section,
-                renderer,
-                folder,
-                seed=seed,
-                code=code_version(),
-                overlap=overlap,
-                on_tasks=on_tasks,
-            )
+            counts = prepare_on_engine(section, renderer, folder, **given, on_tasks=on_tasks)
     rejected = counts.rejected or {}
     return {
         "rows_in": counts.rows_in,
@@ -370,12 +353,12 @@ def verify(run: Run) -> dict[str, Any]:
     return values
 
 
-def plan_rows(run: Run) -> tuple[MixPlan, list[str]]:
+def plan_rows(run: Run, table: RowTable) -> tuple[MixPlan, list[str]]:
     """The mix of the prepared rows, and the same as lines to read; nothing is written."""
     from smollora.data.mix import plan_mix, show_plan
 
     section, held = run.recipe.mix, run.recipe.prepare.validation_share
-    plan = plan_mix(open_rows(run).table, section, validation_share=held)
+    plan = plan_mix(table, section, validation_share=held)
     return plan, show_plan(plan, section)
 
 
@@ -385,7 +368,7 @@ def mix(run: Run) -> dict[str, Any]:
 
     rows = open_rows(run)
     table = rows.table
-    plan, lines = plan_rows(run)
+    plan, lines = plan_rows(run, table)
     for line in lines:
         run.console.print(line, highlight=False, markup=False, soft_wrap=True)
     folder = run.folder / "mix"

@@ -8,16 +8,13 @@ chat_template.jinja, written whole or not at all. Deciding (`plan_repair`) and w
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smollora.errors import GateFailed, SmolloraError
 from smollora.inspection import choose_format, open_tokenizer
-from smollora.runs import write_whole
+from smollora.runs import whole_folder, write_whole
 from smollora.templates.audit import choose_template
 from smollora.templates.repair import NotRepairable, RepairResult, repair, show_diff
 from smollora.tokenizer_file import read_json_object
@@ -81,14 +78,8 @@ def write_repaired(plan: RepairPlan, out: Path) -> None:
         if out.is_dir():
             _fill(plan, out)
             return
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
+        with whole_folder(out) as work:
             _fill(plan, work)
-            work.chmod(0o755)
-            os.replace(work, out)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise SmolloraError(
             f"cannot write {out}: {error.strerror or error}", "choose another --out"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -19,15 +19,19 @@ from typing import Any
 
 from rich.text import Text
 
+from smollora.columns import TokenColumns
 from smollora.data.sources import read_conversation
 from smollora.errors import ConfigError, DataError, TemplateError
 from smollora.inspection import choose_format, open_tokenizer
 from smollora.models import read_stop_ids
-from smollora.render import TEMPLATE, Renderer
+from smollora.render import Renderer
 from smollora.templates.audit import choose_template
 from smollora.templates.engine import DEFAULT_DATE, ChatTemplate
+from smollora.templates.given import plain_message
+from smollora.templates.owners import Refusal, Turns, find_owners
+from smollora.templates.turns import RenderedText, Span
 from smollora.tokens import read_token_facts
-from smollora.types import Reject
+from smollora.types import Reject, Rendered
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -144,17 +148,18 @@ def show_template(
     special = {name: text for name, text in tokenizer.special_tokens_map.items() if text}
     program = ChatTemplate(template)
     given = list(messages)
-    text = program.render(
-        given,
-        tools,
-        add_generation_prompt=add_generation_prompt,
-        date=date,
-        **{**special, **variables},
-    )
+    known = {**special, **variables}
+
+    def render(turns: Messages) -> str:
+        return program.render(
+            turns, tools, add_generation_prompt=add_generation_prompt, date=date, **known
+        )
+
+    text = render(given)
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))
     rows: tuple[TokenRow, ...] = ()
-    notes = _date_note(program, given, tools, text, date, {**special, **variables})
-    notes += _losses(program, given, tools, text, add_generation_prompt, date, special | variables)
+    notes = _date_note(program, given, tools, text, date, known)
+    notes += _losses(program, given, tools, text, add_generation_prompt, date, known)
     if add_generation_prompt:
         notes.append("a prompt: nothing in it is labelled")
     else:
@@ -162,7 +167,7 @@ def show_template(
         rows, said = _training_rows(renderer, tokenizer, given, tools, ids)
         notes += said
     if not rows:
-        owners = _owners(tokenizer, text, given)
+        owners = _owners(render, tokenizer, text, given)
         rows = (_row(tokenizer, ids, owners, (False,) * len(ids)),)
     roles = tuple(str(message.get("role")) for message in given)
     return TemplateView(text, ids, rows, roles, tuple(notes))
@@ -243,21 +248,18 @@ def _row(
     return TokenRow(tuple(ids), tokens, tuple(owners), tuple(labels))
 
 
-def _owners(tokenizer: Any, text: str, messages: Messages) -> tuple[int, ...]:
-    """Whose text each token begins in: contents are looked for in order."""
-    places, position = [], 0
-    for index, message in enumerate(messages):
-        content = message.get("content")
-        content = content.strip() if isinstance(content, str) else ""
-        found = text.find(content, position) if content else -1
-        if found >= 0:
-            position = found + len(content)
-            places.append((found, position, index))
-    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    return tuple(
-        next((index for first, last, index in places if first <= start < last), TEMPLATE)
-        for start, _ in encoding.offsets
-    )
+def _owners(
+    render: Callable[[Turns], str], tokenizer: Any, text: str, messages: Messages
+) -> tuple[int, ...]:
+    """Whose text each token begins in; the template's own where that cannot be told."""
+    turns = [plain_message(message) for message in messages]
+    spoken = [index for index, turn in enumerate(turns) if isinstance(turn.get("content"), str)]
+    places = find_owners(render, turns, text, spoken, ())
+    spans = () if isinstance(places, Refusal) else tuple(Span(*place, False) for place in places)
+    columns = TokenColumns(tokenizer.backend_tokenizer)
+    made = columns.columns("", RenderedText(text, spans), columns.encode([text])[0])
+    assert isinstance(made, Rendered)  # only a trained span can be refused
+    return made.owner
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────

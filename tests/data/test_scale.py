@@ -17,7 +17,7 @@ from small_sets import CHATML, digests, renderer_files, small_renderer, small_se
 from smollora.config import PrepareSection, SlurmSection, SourceSection
 from smollora.data.scale import plan_tasks, prepare_on_engine
 from smollora.data.tasks import Counts, Workplace, prepare_set
-from smollora.data.worker import BareTokenizer
+from smollora.data.worker import bare_tokenizer
 from smollora.errors import ConfigError, DataError, SmolloraError, VerifyError
 from smollora.render import Renderer
 from smollora.stages import import_scale
@@ -251,7 +251,7 @@ def test_a_template_that_drops_calls_is_noticed_by_the_tasks(
     loses = CHATML.replace("tool_call", "tool_cal")
     assert loses != CHATML
     files = renderer_files(tmp_path)
-    renderer = Renderer(loses, BareTokenizer(files.tokenizer), files.facts)
+    renderer = Renderer(loses, bare_tokenizer(files.tokenizer), files.facts)
     asked = section.model_copy(update={"engine": "local", "workers": 1})
     with pytest.raises(VerifyError, match="checks failed"):
         prepare_on_engine(asked, renderer, tmp_path / "local", seed=7)
@@ -289,7 +289,7 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_workers_tokenizer_is_the_one_of_this_process(tmp_path: Path) -> None:
     mine = tiny_tokenizer()
-    theirs = BareTokenizer(renderer_files(tmp_path).tokenizer)
+    theirs = bare_tokenizer(renderer_files(tmp_path).tokenizer)
     for text in ("What is it?", "<tool_call>\n{}</tool_call><|im_end|>\n", " naïve 東京 🙂"):
         ids = mine.encode(text, add_special_tokens=False)
         assert theirs.encode(text) == ids

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
-from functools import lru_cache
-
 import pytest
 
 from smollora.formats import FORMATS
 from smollora.formats.detect import UNKNOWN, detect_format
-from trl_templates import trl_wheel
+from trl_pairs import templates
 
 FAMILIES: dict[str, str] = {
     "cohere": UNKNOWN,
@@ -50,17 +47,6 @@ FAMILIES: dict[str, str] = {
     "smolvlm": UNKNOWN,
 }
 """From the template alone, with no vocabulary."""
-
-
-@lru_cache(maxsize=1)
-def templates() -> dict[str, str]:
-    """Templates of the PyPI wheel trl, by name."""
-    with zipfile.ZipFile(trl_wheel()) as archive:
-        return {
-            name.rsplit("/", 1)[-1].removesuffix(".jinja"): archive.read(name).decode()
-            for name in archive.namelist()
-            if name.startswith("trl/chat_templates/") and name.endswith(".jinja")
-        }
 
 
 @pytest.mark.network

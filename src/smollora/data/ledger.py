@@ -7,12 +7,12 @@ has exactly one line in rejected.parquet; a kept one may have several in changed
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from smollora.errors import DataError
+from smollora.runs import whole_file
 
 COLUMNS = ("source", "row", "reason", "detail")
 PIECE = 4096
@@ -29,11 +29,12 @@ def write_ledger(entries: Iterable[Mapping[str, Any]], path: Path) -> dict[str, 
 
     kinds = [pa.string(), pa.int64(), pa.string(), pa.string()]
     schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     counts: dict[str, int] = {}
     piece: list[Mapping[str, Any]] = []
-    with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with (
+        whole_file(path) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd") as writer,
+    ):
 
         def flush() -> None:
             rows = [{name: entry[name] for name in COLUMNS} for entry in piece]
@@ -47,7 +48,6 @@ def write_ledger(entries: Iterable[Mapping[str, Any]], path: Path) -> dict[str, 
                 flush()
         if piece:
             flush()
-    os.replace(partial, path)
     return dict(sorted(counts.items()))
 
 

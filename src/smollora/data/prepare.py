@@ -8,6 +8,7 @@ keeps them in memory, for estimates and tests.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -92,7 +93,7 @@ def prepare_rows(
     for source in section.sources:
         before = counted
         for outcomes in prepare_batches(
-            records_of(source, seed), source, section, renderer, negatives
+            read_records(source, seed), source, section, renderer, negatives
         ):
             counted += len(outcomes)
             for outcome in outcomes:
@@ -104,7 +105,7 @@ def prepare_rows(
         if counted == before:
             raise holds_no_rows(source)
     if not rows:
-        raise nothing_left(counted, count_reasons(rejects))
+        raise nothing_left(counted, count_reasons(reject.reason for reject in rejects))
     return Prepared(tuple(rows), tuple(rejects), counted, shortened)
 
 
@@ -177,20 +178,12 @@ def nothing_left(rows_in: int, reasons: dict[str, int]) -> DataError:
     )
 
 
-def count_reasons(rejects: Iterable[Reject]) -> dict[str, int]:
+def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
     """How many rows each reason took."""
-    counts: dict[str, int] = {}
-    for reject in rejects:
-        counts[reject.reason] = counts.get(reject.reason, 0) + 1
-    return counts
+    return dict(Counter(reasons))
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def records_of(source: SourceSection, seed: int) -> Iterator[tuple[int, Any]]:
-    """(number, record) of a source, at most `source.limit` of them."""
-    return read_records(source, seed)
 
 
 def convert(
@@ -223,7 +216,7 @@ def plan_negatives(section: PrepareSection, seed: int) -> Negatives | None:
         found.conversation
         for source in section.sources
         if source.kind == "tool"
-        for number, record in records_of(source, seed)
+        for number, record in read_records(source, seed)
         if isinstance(found := convert(number, record, source), Accepted)
     )
     pool = collect_pool(read)

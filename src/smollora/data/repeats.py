@@ -7,7 +7,6 @@ a band with another.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from smollora.config import PrepareSection
 from smollora.data.duplicates import Repeat, bands, find_repeats
 from smollora.data.prepare import RowOutcome
+from smollora.runs import whole_file
 
 COUNTED = ("rows", "tokens", "labelled_tokens", "built")
 
@@ -53,10 +53,8 @@ def write_sketches(entries: Sequence[Mapping[str, Any]], path: Path) -> None:
         "beginnings": pa.list_(pa.binary(16)),
         "signature": pa.binary(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(list(entries), pa.schema(list(kinds.items()))), partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        pq.write_table(pa.Table.from_pylist(list(entries), pa.schema(list(kinds.items()))), partial)
 
 
 def list_repeats(paths: Mapping[int, Path], section: PrepareSection) -> Iterator[dict[str, Any]]:

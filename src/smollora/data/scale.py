@@ -27,14 +27,14 @@ from datatrove.utils.logging import logger
 from smollora.config import PrepareSection
 from smollora.data.blocks import Convert, RecordReader, Render, WriteShard
 from smollora.data.overlap import Overlap
-from smollora.data.prepare import count_reasons, holds_no_rows, plan_negatives, records_of
+from smollora.data.prepare import count_reasons, holds_no_rows, plan_negatives
+from smollora.data.records import read_records
 from smollora.data.stretches import ShardTask, is_seekable, plan_source, spool
 from smollora.data.tasks import Counts, Workplace, finish, task_key
 from smollora.data.worker import RendererFiles
 from smollora.errors import SmolloraError, VerifyError
 from smollora.render import Renderer
 from smollora.runs import read_json, read_jsonl, write_jsonl, write_whole
-from smollora.types import Reject
 
 RAY_STARTS = 3
 """Attempts at a cluster on this machine: on a busy one the first may run into Ray's own limit."""
@@ -100,7 +100,7 @@ def plan_tasks(section: PrepareSection, place: Workplace, seed: int) -> list[Sha
         if spooled:
             path = place.work / "spooled" / f"{index:03d}.jsonl"
             if not path.is_file():
-                spool(records_of(source, seed), path)
+                spool(read_records(source, seed), path)
         mine = plan_source(index, source, path, len(tasks), section.shard_rows, spooled=spooled)
         if not mine:
             raise holds_no_rows(source)
@@ -293,7 +293,7 @@ def _collect(place: Workplace, tasks: Sequence[ShardTask], section: PrepareSecti
         files = sorted((place.work / "rejected").glob(f"{name}-*.jsonl"))
         rejects = [reject for path in files for reject in read_jsonl(path)]
         write_jsonl(place.rejected(task.rank), rejects)
-        reasons = count_reasons(Reject(**reject) for reject in rejects)
+        reasons = count_reasons(reject["reason"] for reject in rejects)
         rows_in = read_json(place.work / "read" / f"{name}.json")["rows_in"]
         if rows_in != counts.rows_in + len(rejects):
             raise RuntimeError(

@@ -25,17 +25,18 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from smollora.config import PrepareSection, SourceSection
+from smollora.config import ENGINE_KEYS, PrepareSection, SourceSection
 from smollora.data.ledger import write_ledger
 from smollora.data.overlap import Overlap
 from smollora.data.prepare import (
     RowOutcome,
+    count_reasons,
     holds_no_rows,
     nothing_left,
     plan_negatives,
     prepare_batches,
-    records_of,
 )
+from smollora.data.records import read_records
 from smollora.data.repeats import list_repeats, sketch_entry, write_sketches
 from smollora.data.shards import ShardWriter, drop_rows
 from smollora.data.stretches import is_seekable, plan_source, read_task
@@ -133,7 +134,7 @@ def task_key(section: PrepareSection, renderer: Renderer, *, seed: int, code: st
             if file.is_file()
         ]
     return hash_of(
-        section.model_dump(mode="json", exclude={"engine", "workers", "slurm"}),
+        section.model_dump(mode="json", exclude=set(ENGINE_KEYS)),
         section.engine == "in_process",  # whose half-done work looks different
         seed,
         renderer.facts.model_dump(mode="json"),
@@ -205,7 +206,7 @@ def _stretches(
         for task in plan_source(index, source, path, rank, section.shard_rows):
             yield task.rank, read_task(task, place.work)
         return
-    records = records_of(source, seed)
+    records = read_records(source, seed)
     while (first := next(records, None)) is not None:
         yield rank, chain([first], islice(records, section.shard_rows - 1))
         rank += 1
@@ -340,11 +341,8 @@ def _take_out(place: Workplace, gone: Sequence[dict[str, Any]]) -> Counts:
         by_rank.setdefault(item["rank"], []).append(item["row"])
     for rank, rows in by_rank.items():
         drop_rows(place.shard(rank), rows)
-    reasons: dict[str, int] = {}
-    for item in gone:
-        reasons[item["reason"]] = reasons.get(item["reason"], 0) + 1
     return Counts(
-        rejected=reasons,
+        rejected=count_reasons(item["reason"] for item in gone),
         rows_rendered=-sum(item["rows"] for item in gone),
         tokens=-sum(item["tokens"] for item in gone),
         labelled_tokens=-sum(item["labelled_tokens"] for item in gone),

@@ -7,11 +7,11 @@ model folder's file, so that both encode alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from smollora.render import Renderer
+from smollora.tokenizer_file import FileTokenizer
 from smollora.tokens import TokenFacts
 
 
@@ -31,29 +31,11 @@ class RendererFiles:
 
 @lru_cache(maxsize=1)
 def _load_renderer(template: str, facts: str, tokenizer: str) -> Renderer:
-    return Renderer(template, BareTokenizer(tokenizer), TokenFacts.model_validate_json(facts))
+    return Renderer(template, bare_tokenizer(tokenizer), TokenFacts.model_validate_json(facts))
 
 
-class BareTokenizer:
-    """The few methods of a Hugging Face tokenizer that rendering and verifying use."""
+def bare_tokenizer(path: str) -> FileTokenizer:
+    """A tokenizer.json as a tokenizer: rendering and verifying need no file beside it."""
+    from tokenizers import Tokenizer
 
-    def __init__(self, path: str) -> None:
-        from tokenizers import Tokenizer
-
-        self.backend_tokenizer = Tokenizer.from_file(path)
-
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of a text."""
-        ids: list[int] = self.backend_tokenizer.encode(
-            text, add_special_tokens=add_special_tokens
-        ).ids
-        return ids
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens shown."""
-        return str(self.backend_tokenizer.decode(list(token_ids), skip_special_tokens=False))
-
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        """The id of a token; None if there is no such token."""
-        found: int | None = self.backend_tokenizer.token_to_id(token)
-        return found
+    return FileTokenizer(Tokenizer.from_file(path), {}, None)

@@ -112,3 +112,8 @@ def get_format(name: str) -> ToolFormat:
             f'unknown tool-call format "{name}"', f"use one of: {', '.join(sorted(FORMATS))}"
         )
     return FORMATS[name]
+
+
+def tokens_of(fmt: ToolFormat) -> tuple[str, ...]:
+    """The texts that a format wants as one token each: its delimiters and those between them."""
+    return tuple(text for text in (fmt.open, fmt.close, *fmt.inner) if text)

@@ -14,12 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from smollora.formats import ToolFormat, tokens_of
 from smollora.types import ParsedCall
-
-if TYPE_CHECKING:
-    from smollora.formats import ToolFormat
 
 HARMLESS = ("same", "laxer", "empty")
 """Effects on a call that is written correctly which a client can live with."""
@@ -96,8 +94,7 @@ _BODY = re.compile(r"\{.*\}", re.DOTALL)
 
 
 def _holds_delimiter(answer: Answer, *, escaped: bool) -> bool:
-    tokens = [t for t in (answer.fmt.open, answer.fmt.close, *answer.fmt.inner) if t]
-    held = [token for token in tokens for text in answer.texts if token in text]
+    held = [token for token in tokens_of(answer.fmt) for text in answer.texts if token in text]
     bodies = [body[0] for each in answer.attempts if (body := _BODY.search(each.raw))]
     return bool(held) and escaped is not any(t in body for t in held for body in bodies)
 

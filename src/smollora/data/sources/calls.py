@@ -64,11 +64,7 @@ def read_call(value: Any, notes: Notes) -> ToolCall:
         raise Refused("bad_call", f"not an object: {str(value)[:80]!r}")
     name, arguments = value.get("name"), value.get("arguments", value.get("parameters"))
     if not isinstance(name, str):
-        if isinstance(arguments, Mapping) and isinstance(arguments.get("name"), str):
-            raise Refused(
-                "name_inside_arguments", f'the name "{arguments["name"]}" is one of the arguments'
-            )
-        raise Refused("call_without_name", f"{str(value)[:80]!r}")
+        raise _without_name(arguments, f"{str(value)[:80]!r}")
     if isinstance(arguments, str):
         notes.add("arguments_decoded", name)
         arguments = decode_object(arguments, notes)
@@ -83,11 +79,7 @@ def read_openai_call(call: Any, notes: Notes) -> ToolCall:
     function = call.get("function", call) if isinstance(call, Mapping) else {}
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         found = function.get("arguments") if isinstance(function, Mapping) else None
-        if isinstance(found, Mapping) and isinstance(found.get("name"), str):
-            raise Refused(
-                "name_inside_arguments", f'the name "{found["name"]}" is one of the arguments'
-            )
-        raise Refused("call_without_name", f"{str(call)[:80]}")
+        raise _without_name(found, f"{str(call)[:80]}")
     name, arguments = function["name"], function.get("arguments")
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         arguments = {}
@@ -98,6 +90,15 @@ def read_openai_call(call: Any, notes: Notes) -> ToolCall:
         arguments = decode_object(arguments, notes)
     identity = call.get("id")
     return ToolCall(name, _mapping(name, arguments), None if identity is None else str(identity))
+
+
+def _without_name(arguments: Any, shown: str) -> Refused:
+    """What is said of a call without a name; in Hermes-V1 it may stand among the arguments."""
+    if isinstance(arguments, Mapping) and isinstance(arguments.get("name"), str):
+        return Refused(
+            "name_inside_arguments", f'the name "{arguments["name"]}" is one of the arguments'
+        )
+    return Refused("call_without_name", shown)
 
 
 def _mapping(name: str, arguments: Any) -> Mapping[str, Any]:

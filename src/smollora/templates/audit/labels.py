@@ -11,8 +11,8 @@ from smollora.templates.audit.subject import (
     Finding,
     Subject,
     excerpt,
-    shared_length,
 )
+from smollora.templates.owners import common_length
 
 
 def generation_prompt_matches(subject: Subject) -> Finding:
@@ -26,7 +26,7 @@ def generation_prompt_matches(subject: Subject) -> Finding:
         for message in (assistant(), ONE_CALL):
             whole = subject.render([user(), message], TOOLS, **mode)
             if not whole.startswith(prompt):
-                place = shared_length(prompt, whole)
+                place = common_length(prompt, whole)
                 words = f"the prompt ends {excerpt(prompt, len(prompt))}, the turn begins "
                 return Finding(
                     False, words + excerpt(whole[place:]), subject.token_at(whole, place)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
-from smollora.formats import ToolFormat
+from smollora.formats import ToolFormat, tokens_of
 from smollora.formats.hermes import HERMES
 from smollora.templates.audit.letters import LetterTokenizer
 from smollora.templates.audit.samples import CLOCK, WEATHER, Chat
 from smollora.templates.engine import ChatTemplate
+from smollora.templates.owners import common_length
 from smollora.types import ParsedCall
 
 FOR_INFORMATION = "for information: "
@@ -80,7 +81,7 @@ class Subject:
 
     def turn_start(self, prompt: str, whole: str) -> int:
         """Where a turn leaves its generation prompt; before a token that only begins alike."""
-        place = shared_length(prompt, whole)
+        place = common_length(prompt, whole)
         if place < len(prompt):
             for found in self.token_pattern.finditer(whole):
                 if found.start() < place < found.end():
@@ -89,15 +90,10 @@ class Subject:
 
     def calls_in(self, text: str) -> tuple[ParsedCall, ...]:
         """Every attempt to call in a text, whatever the tokenizer makes of the delimiters."""
-        letters = LetterTokenizer([*self.fmt_tokens, *self.tokenizer.get_added_vocab()])
+        letters = LetterTokenizer([*tokens_of(self.fmt), *self.tokenizer.get_added_vocab()])
         if self.fmt.delimited != "token":  # the answer alone is read, without what ends the turn
             text = text.strip().removesuffix(self.tokenizer.eos_token or "")
         return self.fmt.parse(letters.encode(text), letters, (WEATHER, CLOCK))
-
-    @property
-    def fmt_tokens(self) -> tuple[str, ...]:
-        """The delimiters that the format has, and the tokens between them."""
-        return tuple(text for text in (self.fmt.open, self.fmt.close, *self.fmt.inner) if text)
 
     def shown(self, ok: bool, words: str, text: str, place: int = 0) -> Finding:
         """A finding with its evidence: words, an excerpt of `text` there, the token position."""
@@ -116,7 +112,7 @@ class Subject:
     @cached_property
     def token_pattern(self) -> re.Pattern[str]:
         """Finds added tokens and delimiters, the longest first."""
-        names = {*self.tokenizer.get_added_vocab(), *self.fmt_tokens}
+        names = {*self.tokenizer.get_added_vocab(), *tokens_of(self.fmt)}
         return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
 
     @property
@@ -137,12 +133,6 @@ def excerpt(text: str, around: int = 0, width: int = 90) -> str:
     piece = text[start : start + width]
     dots = ("..." if start else "", "..." if start + width < len(text) else "")
     return dots[0] + piece.replace("\n", "\\n") + dots[1]
-
-
-def shared_length(first: str, second: str) -> int:
-    """How many characters two texts begin with alike."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def lost_from(text: str, wanted: Iterable[str]) -> list[str]:

@@ -23,8 +23,8 @@ from smollora.templates.audit.subject import (
     Subject,
     excerpt,
     lost_from,
-    shared_length,
 )
+from smollora.templates.owners import common_length
 
 THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 """A block of reasoning, empty or not, that templates take out once a turn is history."""
@@ -83,7 +83,7 @@ def date_stable(subject: Subject) -> Finding:
     first, second = (subject.render([user()], TOOLS, date=day) for day in days)
     if first == second:
         return subject.shown(True, "the same on two days", first)
-    place = shared_length(first, second)
+    place = common_length(first, second)
     set_by_hand = {subject.render([user()], TOOLS, date=d, date_string="1 May 2026") for d in days}
     if len(set_by_hand) == 1:
         detail = f"{FOR_INFORMATION}says the day; pass date_string to say which"
@@ -100,7 +100,7 @@ def history_stable(subject: Subject) -> Finding:
     for length in range(2, len(chat)):
         earlier = subject.render(chat[:length], TOOLS)
         if not whole.startswith(earlier):
-            place = shared_length(earlier, whole)
+            place = common_length(earlier, whole)
             if THINKING.sub("", whole).startswith(THINKING.sub("", earlier)):
                 words = (
                     f"{FOR_INFORMATION}thinking is taken out of earlier turns; train turn by turn"
@@ -123,7 +123,7 @@ def serving_prompt_same(subject: Subject) -> Finding:
     for what, messages in _as_requests(chat):
         served = subject.render(messages, TOOLS, add_generation_prompt=True)
         if served != trained:
-            place = shared_length(trained, served)
+            place = common_length(trained, served)
             words = f"with {what}, a request renders {excerpt(served, place)}, a training row"
             return subject.shown(False, words, trained, place)
     if subject.without_tools is not None:
@@ -131,7 +131,7 @@ def serving_prompt_same(subject: Subject) -> Finding:
         served = subject.without_tools.render(plain, None, **subject.special_tokens)
         trained = subject.render(plain)
         if served != trained:
-            place = shared_length(trained, served)
+            place = common_length(trained, served)
             words = "of its named templates a server takes another one without tools, which reads "
             words += f"{excerpt(served, place)} instead of"
             return subject.shown(False, words, trained, place)
