@@ -1,0 +1,46 @@
+"""Which conversations are asked.
+
+In: cases. Out: as many as wanted, half of which want a call where there are enough, spread over the
+categories. Cases with nested arguments count as a category of their own: they are few, and are what
+servers break first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from smollora.types import EvalCase
+
+
+def is_nested(case: EvalCase) -> bool:
+    """True if a right call has an object or a list among its arguments."""
+    values = (value for call in case.expected for value in call.arguments.values())
+    return any(isinstance(value, (Mapping, list, tuple)) for value in values)
+
+
+def choose_cases(cases: Iterable[EvalCase], limit: int | None) -> list[EvalCase]:
+    """At most `limit` cases; None: all of them."""
+    given = list(cases)
+    if limit is None or limit >= len(given):
+        return given
+    wanting = [case for case in given if case.expected]
+    quiet = [case for case in given if not case.expected]
+    half = min(len(wanting), max(limit - limit // 2, limit - len(quiet)))
+    return [*_spread(wanting, half), *_spread(quiet, limit - half)]
+
+
+def _spread(cases: Sequence[EvalCase], count: int) -> list[EvalCase]:
+    """`count` cases: categories in turn, and evenly over each of them."""
+    groups: dict[str, list[EvalCase]] = {}
+    for case in cases:
+        groups.setdefault("nested" if is_nested(case) else case.category, []).append(case)
+    shares = dict.fromkeys(groups, 0)
+    while sum(shares.values()) < count:
+        for name, group in groups.items():
+            if shares[name] < len(group) and sum(shares.values()) < count:
+                shares[name] += 1
+    return [
+        group[place * len(group) // shares[name]]
+        for name, group in groups.items()
+        for place in range(shares[name])
+    ]
