@@ -165,6 +165,14 @@ def test_lost_results_are_the_templates_fault(
     assert (found.verdict, found.findings[0].cause) == ("template", "results_lost")
 
 
+def test_a_server_that_was_given_the_repaired_template_is_not_blamed(
+    serve: Serve, tmp_path: Path, template: str, few: list[EvalCase]
+) -> None:
+    found = ask(serve(), save_folder(tmp_path / "stock", without_calls(template)), few)
+    assert found.verdict == "nothing wrong"
+    assert any("another template than the model's own" in note for note in found.notes)
+
+
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -270,6 +278,13 @@ def test_arguments_before_the_name_are_lost_in_streaming_alone(
     assert found.counts["complete"]["call"] == 12
     assert found.counts["streamed"]["parser lost"] == 12
     assert "stream: false" in found.findings[0].fix
+
+
+def test_arguments_before_the_name_are_found_without_ids(
+    serve: Serve, folder: Path, few: list[EvalCase]
+) -> None:
+    found = ask(serve(write=arguments_first, ids=False, takes_ids=False), folder, few)
+    assert causes(found) == {("streaming", "corrupt")}
 
 
 def test_deltas_that_cannot_be_put_together_are_streamings_fault(

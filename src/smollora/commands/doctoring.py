@@ -81,8 +81,9 @@ def doctor(
     if found.findings:
         first = found.findings[0]
         raise GateFailed(f"{endpoint}: {first.blame}: {first.says}", first.fix)
-    if found.unanswered:
+    if found.failures:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in found.failures.items())
         raise GateFailed(
-            f"{endpoint}: {found.unanswered} of {found.conversations} conversations got no answer",
-            "nothing is wrong with the others; look into the server's log",
+            f"{endpoint}: nothing wrong with what was answered, but requests failed: {kinds}",
+            "look into the server's log, then ask again",
         )

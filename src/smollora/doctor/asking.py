@@ -27,6 +27,8 @@ Way = Literal["complete", "streamed", "by ids"]
 WAYS: tuple[Way, ...] = ("complete", "streamed", "by ids")
 GIVE_UP_AFTER = 5
 """Conversations without any answer, and none with one: the server will not come round."""
+NOT_OFFERED = ("not_found", "refused")
+"""How a server says that it takes no prompts as ids; no harness error."""
 RESULT = "The answer is 4711 and the lamp is green."
 """What the made-up result of a follow-up says."""
 
@@ -103,6 +105,8 @@ def ask(endpoint: Endpoint, reference: Reference, case: EvalCase, max_tokens: in
         try:
             _ask_one(endpoint, reference, exchange, way, max_tokens)
         except EndpointError as error:
+            if way == "by ids" and error.kind in NOT_OFFERED:
+                continue
             exchange.failures[way] = error
             if way == "complete" and error.kind in HOPELESS:
                 raise

@@ -15,18 +15,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, Literal
 
-from smollora.doctor.answers import WORDS, Word, argument_pieces, read_chat, read_completion
-from smollora.doctor.asking import WAYS, Exchange, Way, ask_all, follow_up
-from smollora.doctor.conversations import is_nested
+from smollora.doctor.answers import read_chat, read_completion
+from smollora.doctor.asking import Exchange, Way, ask_all, follow_up
 from smollora.doctor.findings import Blame, Finding, Reading
 from smollora.doctor.of_delivery import no_parser_finding, parser_findings, streaming_findings
 from smollora.doctor.of_model import model_findings
 from smollora.doctor.of_prompts import prompt_findings, template_findings
 from smollora.doctor.prompts import prompt_faults
 from smollora.doctor.reference import Reference
+from smollora.doctor.tallies import (
+    Counts,
+    count_words,
+    equal_answers,
+    equal_prompts,
+    groups,
+    median_pieces,
+    notes,
+)
 from smollora.endpoint import Endpoint, EndpointError
 from smollora.types import EvalCase
 
@@ -35,8 +42,6 @@ UPSTREAM: tuple[Blame, ...] = ("prompt", "template")
 FOLLOW_UPS = 8
 MOST_UNANSWERED = 0.5
 """Above this share of conversations without any answer there is no verdict."""
-
-Counts = dict[Word, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +174,8 @@ def judge(
     """Blame, from what was read; asks nothing."""
     server_args = f"--enable-auto-tool-choice --tool-call-parser {reference.fmt.vllm_parser}"
     seen = list(prompt_findings(reference, [*readings, *further]))
-    parity = _parity(readings)
-    if parity is None or parity[0]:  # the server may well use the model's own template
+    parity = equal_prompts(readings)
+    if parity is None or 2 * parity[0] > parity[1]:  # the server uses the model's own template
         seen += template_findings(reference, seen)
     refused = [each for each in readings if _no_parser(each.exchange)]
     if refused:
@@ -198,15 +203,15 @@ def judge(
         findings=findings,
         conversations=len(readings),
         wanting=sum(bool(each.exchange.case.expected) for each in readings),
-        counts=_count(readings),
-        groups={name: _count(group) for name, group in _groups(readings).items() if group},
+        counts=count_words(readings),
+        groups={name: count_words(group) for name, group in groups(readings).items() if group},
         parity=parity,
-        same_ids=_same_ids(readings),
+        same_ids=equal_answers(readings),
         follow_ups=(sum(not each.prompt for each in further), len(further)),
-        pieces=_pieces(readings),
+        pieces=median_pieces(readings),
         failures={str(kind): count for kind, count in failures.items()},
         unanswered=sum(not each.exchange.answered for each in readings),
-        notes=tuple(_notes(reference, readings)),
+        notes=tuple(notes(reference, readings)),
     )
 
 
@@ -217,85 +222,3 @@ def _no_parser(exchange: Exchange) -> bool:
         and error.kind == "refused"
         and ("tool choice" in error.message or "tool-call-parser" in error.message)
     )
-
-
-def _count(readings: Sequence[Reading]) -> dict[Way, Counts]:
-    counted: dict[Way, Counts] = {}
-    for way in WAYS:
-        words = Counter(each.outcomes[way].word for each in readings if way in each.outcomes)
-        words["harness error"] = sum(way in each.exchange.failures for each in readings)
-        counted[way] = {word: words[word] for word in WORDS if words[word]}
-    return counted
-
-
-def _groups(readings: Sequence[Reading]) -> dict[str, list[Reading]]:
-    return {
-        "nested arguments": [each for each in readings if is_nested(each.exchange.case)],
-        "several calls": [each for each in readings if len(each.exchange.case.expected) > 1],
-        "after a result": [
-            each for each in readings if any(m.role == "tool" for m in each.exchange.messages)
-        ],
-    }
-
-
-def _parity(readings: Sequence[Reading]) -> tuple[int, int] | None:
-    told = [
-        each.exchange
-        for each in readings
-        if each.exchange.served is not None and each.exchange.rendered is not None
-    ]
-    return (sum(each.served == each.rendered for each in told), len(told)) if told else None
-
-
-def _same_ids(readings: Sequence[Reading]) -> tuple[int, int] | None:
-    pairs = [
-        (each.outcomes["complete"].token_ids, each.outcomes["by ids"].token_ids)
-        for each in readings
-        if {"complete", "by ids"} <= set(each.outcomes)
-        and each.exchange.served == each.exchange.rendered
-    ]
-    known = [(one, other) for one, other in pairs if one is not None and other is not None]
-    return (sum(one == other for one, other in known), len(known)) if known else None
-
-
-def _pieces(readings: Sequence[Reading]) -> float | None:
-    counts = [
-        argument_pieces(each.exchange.streamed.deltas)
-        for each in readings
-        if each.exchange.streamed is not None and each.exchange.streamed.calls
-    ]
-    return float(median(counts)) if counts else None
-
-
-def _notes(reference: Reference, readings: Sequence[Reading]) -> list[str]:
-    """What could not be looked at, and what is worth knowing beside the verdict."""
-    exchanges = [each.exchange for each in readings]
-    notes = []
-    if not any(each.served for each in exchanges):
-        notes.append(
-            "the server does not tell its prompts (no return_token_ids, no /tokenize): prompt and"
-            " template are judged by the model's own template alone"
-        )
-    if not any(each.complete and each.complete.token_ids is not None for each in exchanges):
-        notes.append(
-            "the server gives no ids of its answers: calls are read from its text, where a spelled"
-            " delimiter looks like the real one"
-        )
-    if not any(each.by_ids for each in exchanges):
-        notes.append("the server takes no prompts as token ids: the model is judged by its chat")
-    if reference.facts.lacking:
-        lacking = ", ".join(each.text for each in reference.facts.lacking)
-        notes.append(f"{lacking}: several ordinary tokens here, so no id marks a call")
-    failed = [check.name for check in reference.checks if not check.ok]
-    if failed:
-        notes.append(
-            f"the model's template fails {len(failed)} checks of its audit ({', '.join(failed[:4])}"
-            f"{', ...' if len(failed) > 4 else ''}): smollora inspect {reference.source}"
-        )
-    if refused := [each for each in exchanges if each.refused]:
-        notes.append(
-            f"the model's template refuses {len(refused)} conversations: {refused[0].refused[:120]}"
-        )
-    if readings and all(each.own_prompt_loses for each in readings):
-        notes.append("the model is not judged: its prompts lose what it would need to call")
-    return notes

@@ -73,8 +73,10 @@ class Reading:
     @property
     def fair(self) -> Outcome | None:
         """An answer to a prompt that loses nothing, by which the model may be judged."""
-        if self.own_prompt_loses:
-            return None
-        if "by ids" in self.outcomes:
+        if "by ids" in self.outcomes and not self.own_prompt_loses:
             return self.outcomes["by ids"]
-        return None if self.prompt else self.outcomes.get("complete")
+        lossless = self.exchange.served is not None and not any(
+            fault.cause != "other_template" for fault in self.prompt
+        )
+        same = not self.own_prompt_loses and not self.prompt
+        return self.outcomes.get("complete") if lossless or same else None

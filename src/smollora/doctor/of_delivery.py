@@ -83,6 +83,9 @@ def _without_ids(reading: Reading) -> str:
 
 
 def _words(reading: Reading) -> str:
+    """Words that a stream drops; beside a broken call, what is words is anybody's reading."""
+    if reading.outcomes["streamed"].word not in ("call", "false call", "no call", "silent"):
+        return ""
     one, other = reading.exchange.complete, reading.exchange.streamed
     if one is None or other is None or one.token_ids is None or one.token_ids != other.token_ids:
         return ""

@@ -31,6 +31,8 @@ def prompt_findings(reference: Reference, readings: Sequence[Reading]) -> Iterat
             found.setdefault(cause, []).append((reading, fault))
     for cause, shown in found.items():
         reading, fault = shown[0]
+        if cause == "other_template" and unfit(reference):
+            continue  # the server's loses nothing, and is better than the model's own
         own = not any(each.differs for _, each in shown)
         template = cause in TEMPLATE_CAUSES
         yield Finding(
@@ -65,7 +67,7 @@ def template_findings(reference: Reference, seen: Sequence[Finding]) -> Iterator
 
 
 def _template_fix(reference: Reference, own: bool) -> str:
-    if own or _fails(reference):
+    if own or unfit(reference):
         return (
             f"smollora repair {reference.source} --out repaired; then start the server with"
             " --chat-template repaired/chat_template.jinja"
@@ -73,7 +75,8 @@ def _template_fix(reference: Reference, own: bool) -> str:
     return f"start the server with --chat-template {reference.template_file}"
 
 
-def _fails(reference: Reference) -> bool:
+def unfit(reference: Reference) -> bool:
+    """True if the model's own template loses what calling needs: no yardstick for a server's."""
     return any(not c.ok and c.name in CRITICAL_CHECKS for c in reference.checks)
 
 

@@ -139,7 +139,9 @@ def _lost(
         elif message.role == "tool":
             if _in_order(text, 0, _leaves_of_text(said)) is None:
                 yield "results_lost", f"the result {said[:60]!r} is not in the prompt", pointer
-        elif message.role in ("user", "system") and _find(text, said, 0) is None:
+        elif message.role in ("user", "system") and not any(
+            _find(text, line.strip(), 0) for line in said.splitlines() if line.strip()
+        ):  # a template may take a switch such as /no_think out of it
             yield "messages_lost", f"the {message.role}'s {said[:60]!r} is not there", pointer
 
 
@@ -162,8 +164,10 @@ def _in_order(text: str, start: int, pieces: Sequence[str]) -> int | None:
 
 
 def _find(text: str, piece: str, start: int) -> int | None:
-    """Where `piece` ends, as it is or as JSON strings hold it."""
-    for form in (piece, json.dumps(piece, ensure_ascii=False)[1:-1], json.dumps(piece)[1:-1]):
+    """Where `piece` ends, as it is or as strings of JSON, of a page's JSON or of Python hold it."""
+    as_json = json.dumps(piece, ensure_ascii=False)[1:-1]
+    for_pages = as_json.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&'"})
+    for form in (piece, as_json, json.dumps(piece)[1:-1], for_pages, repr(piece)[1:-1]):
         place = text.find(form, start)
         if place >= 0:
             return place + len(form)

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 
 from smollora.doctor.answers import WORDS
 from smollora.doctor.asking import WAYS, Way
-from smollora.doctor.diagnosis import Counts, Diagnosis
+from smollora.doctor.diagnosis import Diagnosis
 from smollora.doctor.findings import Finding
+from smollora.doctor.tallies import Counts
 from smollora.wire import printable
 
 WIDTH = 13
