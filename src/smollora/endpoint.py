@@ -309,8 +309,8 @@ class ServedGenerator:
                 f"{self.endpoint.url} returns text and no token ids",
                 HINTS["no_ids"],
             )
-        finish = "stop" if found.finish_reason == "stop" else "length"
-        return Generation(found.token_ids, finish, found.opener_logprob)  # type: ignore[arg-type]
+        ended = found.finish_reason == "stop"
+        return Generation(found.token_ids, "stop" if ended else "length", found.opener_logprob)
 
 
 def _logprob(found: Any, opener_id: int | None) -> float | None:

@@ -228,10 +228,11 @@ def test_a_wrong_parser_is_found_without_ids(
     assert found.counts["complete"]["parser lost"] == 12
 
 
+@pytest.mark.parametrize("takes_ids", [True, False])
 def test_a_server_without_a_parser_refuses_tools_and_the_parser_is_to_blame(
-    serve: Serve, folder: Path, few: list[EvalCase]
+    serve: Serve, folder: Path, few: list[EvalCase], takes_ids: bool
 ) -> None:
-    found = ask(serve(parser="none"), folder, few)
+    found = ask(serve(parser="none", takes_ids=takes_ids), folder, few)
     assert (found.verdict, found.findings[0].cause) == ("parser", "no_parser")
     assert "--tool-call-parser hermes" in found.findings[0].fix
 

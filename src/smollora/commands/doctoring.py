@@ -73,7 +73,9 @@ def doctor(
             on_done=progress.to,
         )
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+        named = {"model": model, "endpoint": served.url, "served_model": served.model}
+        named["format"] = reference.fmt.name
+        typer.echo(json.dumps({**named, **found.as_dict()}, indent=2, ensure_ascii=False))
     elif quiet:
         typer.echo(f"verdict: {found.verdict}")
     else:

@@ -52,8 +52,17 @@ class Exchange:
     failures: dict[Way, EndpointError] = field(default_factory=dict)
 
     @property
+    def refuses_tools(self) -> bool:
+        """True if the server was started without a tool-call parser, and says so."""
+        error = self.failures.get("complete")
+        if error is None or error.kind != "refused":
+            return False
+        return "tool choice" in error.message or "tool-call-parser" in error.message
+
+    @property
     def answered(self) -> bool:
-        return bool(self.complete or self.streamed or self.by_ids)
+        """True if there is something to judge by."""
+        return bool(self.complete or self.streamed or self.by_ids or self.refuses_tools)
 
 
 def ask_all(

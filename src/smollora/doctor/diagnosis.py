@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from smollora.doctor.answers import read_chat, read_completion
+from smollora.doctor.answers import Outcome, read_chat, read_completion
 from smollora.doctor.asking import Exchange, Way, ask_all, follow_up
 from smollora.doctor.findings import Blame, Finding, Reading
 from smollora.doctor.of_delivery import no_parser_finding, parser_findings, streaming_findings
@@ -144,19 +144,21 @@ def _follow_ups(
         exchange = follow_up(endpoint, reference, reading.exchange)
         if exchange is not None:
             made.append(read(reference, exchange))
+            if exchange.failures:
+                break  # a server that hangs now would hang each time
     return made
 
 
 def read(reference: Reference, exchange: Exchange) -> Reading:
     """An exchange with its outcomes and the faults of its prompt."""
-    outcomes = {}
+    outcomes: dict[Way, Outcome] = {}
     if exchange.complete is not None:
         outcomes["complete"] = read_chat(reference, exchange.case, exchange.complete)
     if exchange.streamed is not None:
         outcomes["streamed"] = read_chat(reference, exchange.case, exchange.streamed)
     if exchange.by_ids is not None:
         outcomes["by ids"] = read_completion(reference, exchange.case, exchange.by_ids)
-    reading = Reading(exchange, outcomes)  # type: ignore[arg-type]
+    reading = Reading(exchange, outcomes)
     messages, tools = exchange.messages, exchange.case.tools
     if exchange.served is not None:
         reading.prompt = tuple(
@@ -177,7 +179,7 @@ def judge(
     parity = equal_prompts(readings)
     if parity is None or 2 * parity[0] > parity[1]:  # the server uses the model's own template
         seen += template_findings(reference, seen)
-    refused = [each for each in readings if _no_parser(each.exchange)]
+    refused = [each for each in readings if each.exchange.refuses_tools]
     if refused:
         said = refused[0].exchange.failures["complete"].message
         seen.append(no_parser_finding(refused[0], len(refused), len(readings), said, server_args))
@@ -194,8 +196,8 @@ def judge(
     )
     failures = Counter(
         error.kind
-        for reading in readings
-        if not _no_parser(reading.exchange)
+        for reading in (*readings, *further)
+        if not reading.exchange.refuses_tools
         for error in reading.exchange.failures.values()
     )
     return Diagnosis(
@@ -212,13 +214,4 @@ def judge(
         failures={str(kind): count for kind, count in failures.items()},
         unanswered=sum(not each.exchange.answered for each in readings),
         notes=tuple(notes(reference, readings)),
-    )
-
-
-def _no_parser(exchange: Exchange) -> bool:
-    error = exchange.failures.get("complete")
-    return (
-        error is not None
-        and error.kind == "refused"
-        and ("tool choice" in error.message or "tool-call-parser" in error.message)
     )

@@ -42,7 +42,7 @@ def model_findings(reference: Reference, readings: Sequence[Reading]) -> Iterato
         yield _model(
             "no_call",
             "given a sound prompt, the model does not call",
-            f"teach it: smollora run with model.source={reference.source}",
+            f"teach it: smollora run model.source={reference.source}",
             missed,
             len(wanting),
         )
