@@ -159,7 +159,7 @@ class FakeServer:
         class Handler(_Handler):
             server_of = fake
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _Server(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         self.stopped = threading.Event()
@@ -222,6 +222,11 @@ class FakeServer:
             shown += piece
             delta = stream.feed(piece) if stream else ({"content": piece} if piece else None)
             yield [ids[end - 1]], delta or {}
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is what some tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -162,6 +162,25 @@ def test_a_broken_row_of_cases_is_named(serve: Serve, folder: Path, file: Path) 
         one_message(doctor(server, folder, file), 2, "row 13", "cases.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        ({"messages": []}, "no messages"),
+        ({"messages": [{"role": "robot", "content": "?"}]}, "no role 'robot'"),
+        ({"messages": [{"role": "user", "content": [1]}]}, "no text"),
+        ({"messages": [{"role": "assistant", "content": "!"}]}, "ends with the assistant"),
+        ({"expected": [{"name": "f", "arguments": 3}]}, "arguments of f"),
+    ],
+)
+def test_a_row_that_cannot_be_asked_is_named(
+    folder: Path, file: Path, row: dict[str, object], word: str
+) -> None:
+    asked = {"id": "odd", "category": "c", "messages": [{"role": "user", "content": "?"}]}
+    with file.open("a", encoding="utf-8") as more:
+        more.write(json.dumps({**asked, **row}) + "\n")
+    one_message(doctor("http://127.0.0.1:9", folder, file), 2, "row 13", "(odd)", word)
+
+
 def test_a_model_folder_that_is_none_is_one_message(
     serve: Serve, tmp_path: Path, file: Path
 ) -> None:

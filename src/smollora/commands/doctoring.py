@@ -40,7 +40,7 @@ def doctor(
     """Whose fault is it: prompt, template, model, parser or streaming? Asks a server the same
     conversations in every way and compares on token ids.
     """
-    from smollora.doctor import choose_cases, diagnose, read_reference
+    from smollora.doctor import choose_cases, diagnose, read_reference, require_askable
     from smollora.doctor.show import lines
     from smollora.endpoint import Endpoint
     from smollora.evaluate.cases import read_cases, starter_cases
@@ -58,7 +58,9 @@ def doctor(
     if cases is None:
         asked = choose_cases(starter_cases(), limit or BUILT_IN_LIMIT)
     else:
-        asked = choose_cases(read_cases(cases), limit)
+        given = read_cases(cases)
+        require_askable(given, str(cases))
+        asked = choose_cases(given, limit)
     console = console_for(quiet or as_json, stderr=True)
     with (
         Endpoint(endpoint, name, timeout=timeout) as served,

@@ -5,8 +5,15 @@ on token ids: the prompt that it renders with ours (`prompts`), what the model w
 client got (`answers`), a stream with a complete answer. `show` prints the verdict first.
 """
 
-from smollora.doctor.conversations import choose_cases
+from smollora.doctor.conversations import choose_cases, require_askable
 from smollora.doctor.diagnosis import Diagnosis, diagnose
 from smollora.doctor.reference import Reference, read_reference
 
-__all__ = ["Diagnosis", "Reference", "choose_cases", "diagnose", "read_reference"]
+__all__ = [
+    "Diagnosis",
+    "Reference",
+    "choose_cases",
+    "diagnose",
+    "read_reference",
+    "require_askable",
+]

@@ -8,8 +8,12 @@ servers break first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
-from smollora.types import EvalCase
+from smollora.errors import DataError
+from smollora.types import EvalCase, Role
+
+ROLES = get_args(Role)
 
 
 def is_nested(case: EvalCase) -> bool:
@@ -44,3 +48,33 @@ def _spread(cases: Sequence[EvalCase], count: int) -> list[EvalCase]:
         for name, group in groups.items()
         for place in range(shares[name])
     ]
+
+
+def require_askable(cases: Sequence[EvalCase], source: str) -> None:
+    """Refuse cases of a file that cannot be asked.
+
+    Raises:
+        DataError: the first one, with its row.
+    """
+    for row, case in enumerate(cases, 1):
+        problem = _problem(case)
+        if problem:
+            raise DataError(
+                f"row {row} of {source} ({case.id}) is no conversation: {problem}",
+                "messages have a role and a text, end with the user or a tool; expected calls"
+                " have a name and an arguments object",
+            )
+
+
+def _problem(case: EvalCase) -> str:
+    if not case.messages:
+        return "it has no messages"
+    for message in case.messages:
+        if message.role not in ROLES:
+            return f"there is no role {message.role!r}"
+        if not isinstance(message.content, str):
+            return f"the {message.role}'s content is no text"
+    if case.messages[-1].role not in ("user", "tool"):
+        return f"it ends with the {case.messages[-1].role}"
+    wrong = [call for call in case.expected if not isinstance(call.arguments, Mapping)]
+    return f"the arguments of {wrong[0].name} are no object" if wrong else ""

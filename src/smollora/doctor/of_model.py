@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from smollora.doctor.answers import Outcome
+from smollora.doctor.asking import Way
 from smollora.doctor.findings import EXCERPT, IDS, Finding, Reading
 from smollora.doctor.reference import Reference
 from smollora.evaluate.match import wilson
@@ -83,13 +84,13 @@ def _endings(
     judged: Judged,
     stop: str,
 ) -> Iterator[Finding]:
-    chat = [
-        (each, each.outcomes[way])
-        for each in readings
-        for way in ("complete", "streamed")
-        if way in each.outcomes
+    ways: tuple[Way, ...] = ("complete", "streamed")
+    chats = [[each.outcomes[way] for way in ways if way in each.outcomes] for each in readings]
+    on = [
+        (each, next(answer for answer in answers if answer.ran_on_at is not None))
+        for each, answers in zip(readings, chats, strict=True)
+        if any(answer.ran_on_at is not None for answer in answers)
     ]
-    on = [item for item in chat if item[1].ran_on_at is not None]
     if on:
         yield _model(
             "stop_ignored",
@@ -98,7 +99,7 @@ def _endings(
             f"write {sorted(reference.ends)} as eos_token_id into generation_config.json of the"
             " served model, or send it as stop_token_ids",
             on,
-            len(chat),
+            sum(map(bool, chats)),
             at=on[0][1].ran_on_at,
         )
         return
