@@ -1,6 +1,6 @@
 """An OpenAI-compatible server in a thread, with vLLM's manners and faults that can be planted.
 
-It renders prompts as vLLM does, with transformers' `apply_chat_template` after decoding the
+It renders prompts as vLLM does, with its tokenizer's `apply_chat_template` after decoding the
 arguments; a scripted model answers in token ids; `hermes_complete` and `HermesStream` follow vLLM
 0.32's parser of that name, and a test holds them to answers recorded from the real one.
 """
@@ -129,7 +129,7 @@ class FakeServer:
     """`with FakeServer(tokenizer, model) as server: ... server.url`."""
 
     tokenizer: Any
-    """transformers' fast tokenizer; its chat_template is what the server renders with."""
+    """A fast tokenizer of transformers, or what has its members."""
     model: Model
     stops: frozenset[int]
     """Ids at which generation ends."""

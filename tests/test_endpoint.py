@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from doctor_models import ServedTokenizer
 from fake_server import FakeServer
 from smollora.chat_form import ServedCall, reassemble, request_messages, with_call_ids
 from smollora.endpoint import Endpoint, EndpointError, ServedGenerator
 from smollora.templates.engine import load_shipped
 from smollora.types import Message, ToolCall, ToolSpec
 from smollora.wire import plain_url, printable
-from tiny_models import tiny_tokenizer
 
 TOOL = ToolSpec("find", "Finds.", {"type": "object", "properties": {"what": {"type": "string"}}})
 ASKED = [Message("user", "Where is it?")]
@@ -24,7 +24,7 @@ SECRET = "sk-very-secret"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return tiny_tokenizer(template=load_shipped("chatml_tools"))
+    return ServedTokenizer(load_shipped("chatml_tools"))
 
 
 @pytest.fixture

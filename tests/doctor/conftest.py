@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from doctor_models import Serve, save_folder
+from doctor_models import Serve, ServedTokenizer, save_folder
 from fake_server import FakeServer
 from served_model import Scripted, Write, canonical
 from smollora.doctor import choose_cases
 from smollora.evaluate.cases import starter_cases
 from smollora.templates.engine import load_shipped
 from smollora.types import EvalCase
-from tiny_models import tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +52,7 @@ def serve(cases: list[EvalCase], template: str) -> Serve:
         stops: frozenset[int] | None = None,
         **server: Any,
     ) -> FakeServer:
-        tokenizer = tiny_tokenizer(template=served_template)
+        tokenizer = ServedTokenizer(served_template)
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
         model = Scripted(
             tokenizer,

@@ -177,7 +177,8 @@ def judge(
     server_args = f"--enable-auto-tool-choice --tool-call-parser {reference.fmt.vllm_parser}"
     seen = list(prompt_findings(reference, [*readings, *further]))
     parity = equal_prompts(readings)
-    if parity is None or 2 * parity[0] > parity[1]:  # the server uses the model's own template
+    compared = equal_prompts([*readings, *further])
+    if compared is None or compared[0] == compared[1]:  # the server's template is the model's own
         seen += template_findings(reference, seen)
     refused = [each for each in readings if each.exchange.refuses_tools]
     if refused:
