@@ -174,7 +174,8 @@ def _show(plan: ServePlan, found: VllmEnvironment | None, missing: str, console:
         console.print(f"{'note':>10}  {missing}", markup=False, highlight=False)
     python = found.python if found else Path("python")
     shown = " ".join(f"{key}={value}" for key, value in plan.environment.items())
-    typer.echo(f"{shown} {shlex.join(plan.command(python))}", err=console.stderr)
+    line = f"{shown} {shlex.join(plan.command(python))}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _run(

@@ -30,11 +30,12 @@ def keep(grace: float, command: list[str]) -> int:
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,  # the log; our own standard output tells the process id
+        stderr=sys.stderr,
         start_new_session=True,
         preexec_fn=_default_signals,
     )
     print(child.pid, flush=True)
-    os.close(1)  # the server's log is its own; this pipe was for the process id alone
     while child.poll() is None:
         readable, _, _ = select.select([0], [], [], _POLL_SECONDS)
         if readable and not os.read(0, 4096):

@@ -17,6 +17,7 @@ from typing import Any
 from smollora.architecture import read_config
 from smollora.errors import ConfigError, ModelError, TemplateError
 from smollora.formats import FORMATS, ToolFormat, get_format
+from smollora.formats.detect import UNKNOWN, detect_format
 from smollora.models import read_stop_ids
 from smollora.serve.adapters import allowed_rank, check_adapter
 from smollora.serve.machine import Machine
@@ -219,14 +220,25 @@ def _choose_parser(subject: Subject, wanted: str | None) -> tuple[str, ToolForma
                 f"the template writes {fmt.name}, which vLLM's parser {wanted} may not read"
             )
         return wanted, fmt, notes
-    if writes_calls and not reads_back:
+    if writes_calls and not reads_back and _is_unknown(subject):
         known = ", ".join(sorted({each.vllm_parser for each in FORMATS.values()}))
         raise ConfigError(
             "the chat template writes calls in a form that smollora does not know, so it cannot say"
             " which of vLLM's parsers reads them",
             f"name it with --parser; those of the forms it knows are {known}; vLLM has more",
         )
+    if writes_calls and not reads_back:
+        notes.append(
+            f"calls as the template writes them do not all read back as {fmt.name};"
+            " smollora inspect shows which"
+        )
     return fmt.vllm_parser, fmt, notes
+
+
+def _is_unknown(subject: Subject) -> bool:
+    """True if neither template nor vocabulary tells a form that smollora reads."""
+    vocabulary = subject.tokenizer.get_added_vocab()
+    return detect_format(vocabulary, subject.template.source) == UNKNOWN
 
 
 def _read_stops(
