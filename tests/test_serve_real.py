@@ -1,4 +1,4 @@
-"""vLLM for real: trained by smollora, merged, served by `smollora serve`, asked by the openai client.
+"""vLLM for real: a model trained and merged here, `smollora serve`, the openai client.
 
 The environment is made by `smollora serve --install` and kept in the cache; the model is a tiny
 Llama that learns a handful of rows by heart in seconds, so that it truly writes the call that is
@@ -106,7 +106,7 @@ def teach(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def vllm_python() -> Path:
-    """Made by `smollora serve --install`; minutes the first time, at once when it is in the cache."""
+    """Made by `smollora serve --install`: minutes the first time, at once from the cache."""
     ended = smollora("serve", "--install", "--json")
     assert ended.code == 0, ended.err
     return Path(json.loads(ended.out)["environment"]) / "bin" / "python"
