@@ -463,6 +463,29 @@ def test_an_adapter_that_brings_a_template_is_served_with_it(tmp_path: Path, sta
     assert value(planned(adapter), "--chat-template") == str(adapter / "chat_template.jinja")
 
 
+def test_a_template_of_the_adapter_that_vllm_would_not_find_is_refused(
+    tmp_path: Path, starter: Path
+) -> None:
+    """It stands in tokenizer_config.json, and vLLM reads the base's."""
+    adapter = write_adapter(tmp_path / "adapter", starter)
+    tiny_tokenizer(template=CHATML).save_pretrained(adapter)
+    (adapter / "chat_template.jinja").unlink()
+    settings = adapter / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": CHATML}))
+    with pytest.raises(ModelError, match="another chat template") as refused:
+        planned(adapter)
+    assert "chat_template.jinja" in refused.value.hint
+
+
+def test_a_path_with_a_comma_is_handed_over_as_json(tmp_path: Path, starter: Path) -> None:
+    """vLLM reads NAME=PATH only where there is no comma in it."""
+    adapter = write_adapter(tmp_path / "a,b", starter)
+    assert json.loads(value(planned(adapter), "--lora-modules")) == {
+        "name": "a,b",
+        "path": str(adapter),
+    }
+
+
 def test_pickled_adapters_are_not_served(tmp_path: Path, starter: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", starter)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")

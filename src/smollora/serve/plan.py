@@ -9,6 +9,7 @@ ids: `/tokenize` is always there, and `return_token_ids` is a key of a request.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,9 +143,16 @@ def _names(target: Target, adapter: dict[str, Any] | None) -> tuple[str, ...]:
         return ("--served-model-name", target.name)
     return (
         *("--served-model-name", f"{target.name}-base", "--enable-lora"),
-        *("--lora-modules", f"{target.name}={target.adapter}"),
+        *("--lora-modules", _lora_module(target.name, str(target.adapter))),
         *("--max-lora-rank", str(allowed_rank(adapter))),
     )
+
+
+def _lora_module(name: str, path: str) -> str:
+    """In vLLM's short form where it can be read back, else in its JSON form."""
+    if "=" in name or "," in f"{name}{path}":
+        return json.dumps({"name": name, "path": path})
+    return f"{name}={path}"
 
 
 def _room_flags(room: Room) -> tuple[str, ...]:
@@ -176,6 +184,14 @@ def _template_of(target: Target, tokenizer: FileTokenizer) -> tuple[Path | None,
                 f"the adapter {target.adapter} brings a tokenizer with other tokens than"
                 f" {target.model} has, and vLLM serves it with the base's",
                 "serve it merged, or name the base that has them: --base FOLDER",
+            )
+        said = choose_template(brought.chat_template)
+        file = target.adapter / "chat_template.jinja"
+        if said not in (None, choose_template(tokenizer.chat_template)) and not file.is_file():
+            raise ModelError(
+                f"the adapter {target.adapter} was saved with another chat template than its base"
+                " has, in its tokenizer_config.json, where vLLM does not look",
+                f"write the one that it was trained with to {file}",
             )
     if target.adapter and (own := target.adapter / "chat_template.jinja").is_file():
         return own, own.read_text(encoding="utf-8")

@@ -59,10 +59,10 @@ def find_target(source: str, *, base: str | None = None, name: str | None = None
     _check_model(folder)
     run = _run_of(folder)
     if run is not None and folder == run / "merge" / "model":
-        shown = run.name
+        short = run.name
     else:
-        shown = folder.name if path.is_dir() else source.rpartition("/")[2].partition("==")[0]
-    return Target(name or shown.removeprefix("pypi:"), folder, None, run)
+        short = folder.name if path.is_dir() else source.rpartition("/")[2].partition("==")[0]
+    return Target(name or short.removeprefix("pypi:"), folder, None, run)
 
 
 def _is_run(path: Path) -> bool:
@@ -79,10 +79,22 @@ def _run_target(run: Path, name: str | None) -> Target:
     if not merged.is_dir():
         raise ModelError(
             f"the run {run} has no merged model yet",
-            f"smollora merge {run / 'recipe.yaml'} makes it; or serve {run / 'base'}",
+            f"{merge_command(run)} makes it",
         )
     _check_model(merged)
     return Target(name or run.name, merged, None, run)
+
+
+def merge_command(run: Path) -> str:
+    """What makes the merged model of a run, as short as the person would type it."""
+    recipe, parent = shown(run / "recipe.yaml"), shown(run.parent)
+    return f"smollora merge {recipe} --runs {parent} --name {run.name}"
+
+
+def shown(path: Path) -> str:
+    """A path as seen from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _adapter_target(adapter: Path, base: str | None, name: str | None) -> Target:
