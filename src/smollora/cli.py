@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from smollora.commands import doctoring, evaluation, stages, templates
+from smollora.commands import doctoring, evaluation, serving, stages, templates
 from smollora.errors import GateFailed, SmolloraError
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command()(templates.repair)
 app.command()(templates.template)
 app.command("eval")(evaluation.evaluate)
 app.command()(doctoring.doctor)
+app.command(context_settings={"allow_extra_args": True})(serving.serve)
 
 
 def main() -> None:
