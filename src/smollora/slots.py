@@ -1,0 +1,258 @@
+"""Generation in slots: a finished row gives its slot to the next prompt at once.
+
+In: a model for which `prompt_attention.can_use_slots`, prompts as token ids. Out: rows of token
+ids, as generating one by one gives them. A chunk of prompts is computed as a tree; its keys and
+values wait until slots are free. Slot rows stand at the left: row r of a layer's room holds
+`lengths[r]` tokens from 0 on. The surprise: what a room has never held is set to zero before it is
+read, for a masked NaN is NaN.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from smollora.prompt_attention import Chunk, attending_in_slots, own_model
+from smollora.prompt_tree import Stretch, order_for_sharing, shared_length
+
+CHUNK = 4096
+"""Tokens that a chunk of prompts may come to, counted as far as they are not shared."""
+COMPACT_AT = 0.75
+"""Slots are closed up when at most this share of them is in use and nothing waits."""
+ROOM_STEP = 64
+"""Tokens by which a room's used width grows."""
+
+
+class Slots:
+    """Rows that go on, each in its slot, and the rooms of their keys and values."""
+
+    def __init__(self, model: Any, slots: int, width: int) -> None:
+        import torch
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
+        shared = self
+        own = own_model(model)
+        self.model = model
+        self.device = own.get_input_embeddings().weight.device
+        self.lengths = torch.zeros(slots, dtype=torch.long, device=self.device)
+        self.used = 0
+        """Slots from 0 that are computed; some of them may be free."""
+        self.width = 0
+        """Tokens of every room that have been set."""
+        self.rows = torch.arange(slots, device=self.device)
+
+        class SlotLayer(DynamicLayer):  # type: ignore[misc]
+            """Keys and values [slots, key-value heads, tokens, head_dim]."""
+
+            room: tuple[Any, Any] | None = None
+
+            def make_room(self, keys: Any) -> None:
+                whole = (slots, keys.shape[0], width, keys.shape[2])
+                self.room = (keys.new_empty(whole), keys.new_empty(whole))
+
+            def update(self, key: Any, value: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+                assert self.room is not None
+                rows, at = shared.rows[: shared.used], shared.lengths[: shared.used]
+                seen = slice(0, shared.seen)
+                for room, states in zip(self.room, (key, value), strict=True):
+                    room[rows, :, at] = states[:, :, 0]
+                keys, values = (room[: shared.used, :, seen] for room in self.room)
+                return keys, values
+
+        self.cache = DynamicCache(config=own.config)
+        self.cache.layers = [SlotLayer() for _ in self.cache.layers]
+        self.seen = 0
+
+    def _widen(self, width: int, states: list[tuple[Any, Any]] | None = None) -> None:
+        if states is not None and self.cache.layers[0].room is None:
+            for layer, (keys, _) in zip(self.cache.layers, states, strict=True):
+                layer.make_room(keys)
+        most = self.cache.layers[0].room[0].shape[2]
+        while self.width < width:
+            new = min(most, self.width + ROOM_STEP)
+            for layer in self.cache.layers:
+                for room in layer.room:
+                    room[:, :, self.width : new] = 0
+            self.width = new
+
+    def place(self, slot: int, chunk: Chunk, path: Sequence[Stretch]) -> None:
+        """Copy a prompt's keys and values into a slot."""
+        length = sum(end - start for start, end in path)
+        self._widen(length + 1, chunk.states)
+        for layer, pair in zip(self.cache.layers, chunk.states, strict=True):
+            for room, states in zip(layer.room, pair, strict=True):
+                at = 0
+                for start, end in path:
+                    room[slot, :, at : at + end - start] = states[:, start:end]
+                    at += end - start
+        self.lengths[slot] = length
+
+    def move(self, source: int, target: int) -> None:
+        """Copy one slot into another."""
+        length = int(self.lengths[source])
+        for layer in self.cache.layers:
+            for room in layer.room:
+                room[target, :, :length] = room[source, :, :length]
+        self.lengths[target] = length
+
+    def step(self, tokens: Sequence[int]) -> Any:
+        """Feed one token to each of the used slots; logits [used, vocabulary]."""
+        import torch
+
+        at = self.lengths[: self.used]
+        self.seen = int(at.max()) + 1
+        self._widen(self.seen)
+        columns = torch.arange(self.seen, device=self.device)
+        output = self.model(
+            input_ids=torch.tensor(tokens, device=self.device)[:, None],
+            attention_mask=(columns[None] <= at[:, None])[:, None, None],
+            position_ids=at[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.lengths[: self.used] += 1
+        return output.logits[:, -1].float()
+
+
+@dataclass(slots=True)
+class Row:
+    """One prompt on its way."""
+
+    index: int
+    """Place among the prompts."""
+    produced: list[int] = field(default_factory=list)
+    opener_logprob: float | None = None
+    stopped: bool = False
+    ended: bool = False
+    """Stopped, or as long as it may be."""
+
+
+Choose = Callable[[Any, Sequence[Row]], list[int]]
+"""Logits [rows, vocabulary] and their rows -> the next token of each."""
+Waiting = tuple[Row, Chunk, tuple[Stretch, ...]]
+
+
+@dataclass(frozen=True)
+class SlotRun:
+    """Everything that continuing prompts depends on."""
+
+    model: Any
+    choose: Choose
+    stop_ids: frozenset[int]
+    opener_id: int | None
+    max_new_tokens: int
+    batch_tokens: int
+    batch_rows: int
+
+    def run(
+        self, prompts: Sequence[Sequence[int]], on_done: Callable[[int], None] | None = None
+    ) -> list[Row]:
+        """Continue every prompt; rows in the order of `prompts`."""
+        import torch
+
+        rows = [Row(index) for index in range(len(prompts))]
+        queue = deque(order_for_sharing(prompts))
+        waiting: deque[Waiting] = deque()
+        holds: list[Row | None] = []
+        finished = 0
+        lengths = [len(prompt) for prompt in prompts]
+        least = min(lengths) + self.max_new_tokens // 2
+        most = max(1, min(self.batch_rows, len(prompts), self.batch_tokens // least))
+        with torch.no_grad(), attending_in_slots(self.model):
+            slots = Slots(self.model, most, max(lengths) + self.max_new_tokens)
+            while queue or waiting or any(holds):
+                before = finished
+                while queue or waiting:
+                    if not waiting:
+                        waiting.extend(self._compute(prompts, queue, rows))
+                        finished = sum(row.ended for row in rows)
+                    elif self._may_enter(waiting[0][0], holds, lengths):
+                        _enter(slots, holds, *waiting.popleft())
+                    else:
+                        break
+                if sum(held is not None for held in holds) <= COMPACT_AT * len(holds):
+                    _close_up(slots, holds)
+                finished += self._step(slots, holds)
+                if on_done and finished > before:
+                    on_done(finished)
+        return rows
+
+    def _take(self, row: Row, token: int) -> None:
+        row.produced.append(token)
+        row.stopped = token in self.stop_ids
+        row.ended = row.stopped or len(row.produced) >= self.max_new_tokens
+
+    def _compute(
+        self, prompts: Sequence[Sequence[int]], queue: deque[int], rows: Sequence[Row]
+    ) -> list[Waiting]:
+        """The next chunk's rows that go on after their first token."""
+        import torch
+
+        part = [queue.popleft()]
+        tokens = len(prompts[part[0]])
+        while queue and len(part) < 2 * self.batch_rows:
+            here = prompts[queue[0]]
+            tokens += len(here) - max(shared_length(here, prompts[other]) for other in part)
+            if tokens > CHUNK:
+                break
+            part.append(queue.popleft())
+        chunk = Chunk.compute(self.model, [prompts[index] for index in part])
+        chosen = [rows[index] for index in part]
+        if self.opener_id is not None:
+            scores = torch.log_softmax(chunk.logits, dim=-1)[:, self.opener_id]
+            for row, score in zip(chosen, scores.tolist(), strict=True):
+                row.opener_logprob = round(score, 4)
+        for row, token in zip(chosen, self.choose(chunk.logits, chosen), strict=True):
+            self._take(row, token)
+        pairs = zip(chosen, chunk.tree.paths, strict=True)
+        return [(row, chunk, path) for row, path in pairs if not row.ended]
+
+    def _may_enter(self, row: Row, holds: Sequence[Row | None], lengths: Sequence[int]) -> bool:
+        inside = [held for held in holds if held is not None]
+        longest = max(lengths[each.index] for each in (row, *inside)) + self.max_new_tokens // 2
+        count = len(inside) + 1
+        return not inside or (count <= self.batch_rows and count * longest <= self.batch_tokens)
+
+    def _step(self, slots: Slots, holds: list[Row | None]) -> int:
+        """One token more for every row; how many ended."""
+        import torch
+
+        slots.used = len(holds)
+        if not holds:
+            return 0
+        logits = slots.step([held.produced[-1] if held else 0 for held in holds])
+        places = [slot for slot, held in enumerate(holds) if held is not None]
+        here = [held for held in holds if held is not None]
+        if len(here) < len(holds):
+            logits = logits[torch.tensor(places, device=logits.device)]
+        for slot, row, token in zip(places, here, self.choose(logits, here), strict=True):
+            self._take(row, token)
+            if row.ended:
+                holds[slot] = None
+                slots.lengths[slot] = 0
+        return sum(row.ended for row in here)
+
+
+def _enter(
+    slots: Slots, holds: list[Row | None], row: Row, chunk: Chunk, path: Sequence[Stretch]
+) -> None:
+    free = next((slot for slot, held in enumerate(holds) if held is None), len(holds))
+    if free == len(holds):
+        holds.append(None)
+    slots.place(free, chunk, path)
+    holds[free] = row
+
+
+def _close_up(slots: Slots, holds: list[Row | None]) -> None:
+    """Move the last rows into free slots, and drop the free ones at the end."""
+    for slot in range(len(holds)):
+        while holds and holds[-1] is None:
+            holds.pop()
+        if slot >= len(holds):
+            return
+        if holds[slot] is None:
+            slots.move(len(holds) - 1, slot)
+            holds[slot] = holds.pop()
