@@ -240,8 +240,8 @@ def draw(logits: Any, sampling: Sampling, points: Sequence[float]) -> list[int]:
 def _roomy_cache(config: Any, length: int) -> Any:
     """transformers' key-value cache with room for `length` tokens from the start.
 
-    The stock one copies every key and value at every token to append one, which took half of the
-    time of a batch of 32 (docs/log.md). Layers of other kinds (sliding windows) stay as they are.
+    The stock one copies every key and value at every token to append one. Layers of other kinds
+    (sliding windows) stay as they are.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer

@@ -61,7 +61,7 @@ def beside(
             summary[name] = old[name]
         elif name not in new["columns"]:
             summary.pop(name, None)
-    for key in ("by_category", "by_language", "by_system", "harness_errors"):
+    for key in ("by_category", "by_language", "by_system", "harness_errors", "opener_logprob"):
         before = old.get(key, {})
         summary[key] = {**{name: before[name] for name in kept if name in before}, **new[key]}
     here = {(step["left"], step["right"]) for step in new["steps"]}

@@ -45,7 +45,13 @@ def show_probe(summary: Mapping[str, Any], console: Console) -> None:
 
 
 def describe(summary: Mapping[str, Any]) -> Iterator[str]:
-    """Steps, notes and the gate, a sentence a line."""
+    """How near the decisions were, steps, notes and the gate, a sentence a line."""
+    for name, nearness in summary["opener_logprob"].items():
+        if nearness["calling"] is not None and nearness["quiet"] is not None:
+            yield (
+                f"{name}: the opening token has a log-probability of {nearness['calling']:.2f}"
+                f" where a call is wanted, {nearness['quiet']:.2f} where none is (medians)"
+            )
     for step in summary["steps"]:
         yield step["says"]
     for name, failed in summary["harness_errors"].items():

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -62,6 +63,8 @@ class Settings:
     seed: int = 7
     gate: Mapping[str, float] | None = None
     """None: the run's, else the recipe's default."""
+    most: int | None = None
+    """New tokens of an answer; None: the run's, else the recipe's default."""
     batch_tokens: int | None = None
 
 
@@ -175,6 +178,8 @@ def probe_target(
             sampling, words = read_sampling(column.folder or target.tokenizer, settings.seed)
             often = [case for case in cases for _ in range(settings.sampled)]
             todo.append((column.name + SAMPLED, often, sampling))
+            if column.folder is None:
+                words = "what the server's own settings say"
             notes.append(f"{column.name}{SAMPLED} draws with {words}")
         for name, here, how in todo:
             generator = make(how)
@@ -218,12 +223,28 @@ def summarise_columns(
         "harness_errors": {
             name: sum(item.failed for item in items) for name, items in asked.items()
         },
+        "opener_logprob": {name: _opener(items) for name, items in asked.items()},
         "steps": [step.as_dict() for step in locate(greedy)],
         "judged": judged,
         "gate": verdicts,
         "reasons": short,
         "passed": not short,
     }
+
+
+def _opener(asked: Sequence[Asked]) -> dict[str, float | None]:
+    """Median log-probability of the opening delimiter as the first token, where a call is wanted
+    and where none is: how near the decisions were. None where it cannot be had.
+    """
+    found: dict[str, float | None] = {}
+    for name, wanted in (("calling", True), ("quiet", False)):
+        values = [
+            item.answer.opener_logprob
+            for item in asked
+            if bool(item.case.expected) is wanted and item.answer.opener_logprob is not None
+        ]
+        found[name] = round(median(values), 4) if values else None
+    return found
 
 
 def _unanswered(name: str, asked: Sequence[Asked], generator: Any) -> list[SmolloraError]:

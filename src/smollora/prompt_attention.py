@@ -150,7 +150,7 @@ def can_use_slots(model: Any) -> bool:
         return False
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=own.config).layers):
         return False
-    device = own.get_input_embeddings().weight.device
+    device = next(own.parameters()).device
     begin = [token % own.config.vocab_size for token in range(3, 23)]
     prompts = [[*begin, 1, 2], [*begin, 2, 1, 1]]
     with torch.no_grad():
@@ -184,7 +184,7 @@ class Chunk:
         from transformers import DynamicCache
 
         own = own_model(model)
-        device = own.get_input_embeddings().weight.device
+        device = next(own.parameters()).device
         tree = lay_out(prompts)
         flat = DynamicCache(config=own.config)
         ends = torch.tensor([path[-1][1] - 1 for path in tree.paths], device=device)

@@ -36,7 +36,7 @@ class Slots:
         shared = self
         own = own_model(model)
         self.model = model
-        self.device = own.get_input_embeddings().weight.device
+        self.device = next(own.parameters()).device
         self.lengths = torch.zeros(slots, dtype=torch.long, device=self.device)
         self.used = 0
         """Slots from 0 that are computed; some of them may be free."""
@@ -191,14 +191,7 @@ class SlotRun:
         """The next chunk's rows that go on after their first token."""
         import torch
 
-        part = [queue.popleft()]
-        tokens = len(prompts[part[0]])
-        while queue and len(part) < 2 * self.batch_rows:
-            here = prompts[queue[0]]
-            tokens += len(here) - max(shared_length(here, prompts[other]) for other in part)
-            if tokens > CHUNK:
-                break
-            part.append(queue.popleft())
+        part = chunk_of(prompts, queue, most=2 * self.batch_rows)
         chunk = Chunk.compute(self.model, [prompts[index] for index in part])
         chosen = [rows[index] for index in part]
         if self.opener_id is not None:
@@ -234,6 +227,21 @@ class SlotRun:
                 holds[slot] = None
                 slots.lengths[slot] = 0
         return sum(row.ended for row in here)
+
+
+def chunk_of(prompts: Sequence[Sequence[int]], queue: deque[int], *, most: int) -> list[int]:
+    """Take the prompts of the next chunk from the queue: at most so many, and CHUNK tokens as far
+    as they are not shared.
+    """
+    part = [queue.popleft()]
+    tokens = len(prompts[part[0]])
+    while queue and len(part) < most:
+        here = prompts[queue[0]]
+        tokens += len(here) - max(shared_length(here, prompts[other]) for other in part)
+        if tokens > CHUNK:
+            break
+        part.append(queue.popleft())
+    return part
 
 
 def _enter(

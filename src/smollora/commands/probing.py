@@ -104,9 +104,9 @@ def probe(
     from smollora.probing import Settings, no_delimiters, open_renderer, probe_target
 
     server = Endpoint(endpoint, model=served_model) if endpoint else None
-    settings = Settings(cases, limit, sampled, seed, read_gate(gate), batch_tokens)
+    settings = Settings(cases, limit, sampled, seed, read_gate(gate), most, batch_tokens)
     wanted = [each.strip() for each in columns.split(",")] if columns else []
-    found = find_target(target, columns=wanted, endpoint=server, base=base, most=most)
+    found = find_target(target, columns=wanted, endpoint=server, base=base, most=settings.most)
     renderer, fmt = open_renderer(found.tokenizer, format_name)
     problem = no_delimiters(found, renderer)
     if problem:
