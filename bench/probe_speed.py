@@ -10,7 +10,7 @@ The prompts are the probe's own (starter:probe, --limit of each category), the s
   pipeline   `transformers.pipeline("text-generation")`, one prompt at a time, greedy
   served     with --endpoint: the server's own batching (`ServedGenerator`, 16 requests at a time)
 
---count prints how many tokens the prompts have, all of them and with what they share once, and stops.
+--count prints how many tokens the prompts have, and how many with what they share once, and stops.
 Every way answers in each round, one after the other (smollora, pipeline, served, smollora, ...).
 Prints one JSON object a line. The last one holds medians, ratios, and how many answers have the ids
 of the pipeline; for those that have not, how far apart the two likeliest tokens were where they
@@ -39,7 +39,7 @@ from smollora.generate import local_generator
 from smollora.models import load_model
 from smollora.probing import find_cases, open_renderer
 from smollora.prompt_tree import lay_out, order_for_sharing
-from smollora.slots import chunk_of
+from smollora.slot_run import chunk_of
 
 Ids = list[tuple[int, ...]]
 

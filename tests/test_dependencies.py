@@ -24,7 +24,7 @@ LEVELS = {
     **dict.fromkeys(("tokens", "tokenizer_file", "templates", "columns", "render", "verify"), 2),
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
-    **dict.fromkeys(("prompt_tree", "prompt_attention", "slots"), 4),
+    **dict.fromkeys(("prompt_tree", "prompt_attention", "slots", "slot_run"), 4),
     **dict.fromkeys(("architecture", "wire", "chat_form", "endpoint"), 4),
     **dict.fromkeys(("probe", "locate", "evaluate", "serve", "doctor", "chat"), 5),
     "report": 6,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from smollora.memory import keep_freed_memory
-from smollora.prompt_attention import can_use_slots
-from smollora.slots import Row, SlotRun
+from smollora.slot_run import Row, SlotRun
+from smollora.slots import can_use_slots
 from smollora.tokens import TokenFacts
 from smollora.types import Generation
 

@@ -3,7 +3,7 @@
 In: a transformers model, prompts as token ids. Out: their last logits, and keys and values of the
 flat sequence, from which `slots` fills its rows. Nothing is padded. It goes through transformers'
 attention interface, so a family needs no code of its own; one whose layers do not attend to
-everything before them (sliding windows, recurrent layers) is told by `can_use_slots`.
+everything before them (sliding windows, recurrent layers) is told by `slots.can_use_slots`.
 """
 
 from __future__ import annotations
@@ -134,38 +134,6 @@ def attending_in_slots(model: Any) -> Iterator[None]:
         yield
     finally:
         own.set_attn_implementation(before)
-
-
-def can_use_slots(model: Any) -> bool:
-    """True if every layer of the model attends to everything before it, through transformers' own
-    interface, and two short prompts that share a beginning give the logits that they give one by
-    one.
-    """
-    import torch
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    own = own_model(model)
-    if own.config._attn_implementation != "sdpa" or not own._supports_attention_backend:
-        return False
-    if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=own.config).layers):
-        return False
-    device = next(own.parameters()).device
-    begin = [token % own.config.vocab_size for token in range(3, 23)]
-    prompts = [[*begin, 1, 2], [*begin, 2, 1, 1]]
-    with torch.no_grad():
-        plain = [
-            model(input_ids=torch.tensor([prompt], device=device), logits_to_keep=1).logits[0, -1]
-            for prompt in prompts
-        ]
-        try:
-            with attending_in_slots(model):
-                found = Chunk.compute(model, prompts).logits
-        except (TypeError, ValueError, RuntimeError, AttributeError):
-            return False
-    wide = max(float(row.float().abs().max()) for row in plain)
-    off = max(float((a.float() - b.float()).abs().max()) for a, b in zip(plain, found, strict=True))
-    return off <= 0.05 * wide
 
 
 @dataclass(frozen=True, slots=True)
