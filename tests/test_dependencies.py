@@ -24,12 +24,14 @@ LEVELS = {
     **dict.fromkeys(("tokens", "tokenizer_file", "templates", "columns", "render", "verify"), 2),
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
+    **dict.fromkeys(("prompt_tree", "prompt_attention", "slots", "slot_run"), 4),
     **dict.fromkeys(("architecture", "wire", "chat_form", "endpoint"), 4),
-    **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat"), 5),
+    **dict.fromkeys(("probe", "locate", "evaluate", "serve", "doctor", "chat"), 5),
     "report": 6,
     **dict.fromkeys(("cli", "stages", "pipeline", "plan", "inspection", "progress"), 7),
     "commands": 7,
     **dict.fromkeys(("template_repair", "template_view"), 7),
+    **dict.fromkeys(("probing", "probe_target", "probe_folder", "probe_table"), 7),
     "evaluate.run": 7,  # asks a finished run, which it reads through stages
 }
 

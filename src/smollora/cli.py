@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from smollora.commands import doctoring, evaluation, serving, stages, templates
+from smollora.commands import doctoring, evaluation, probing, serving, stages, templates
 from smollora.errors import GateFailed, SmolloraError
 
 app = typer.Typer(
@@ -38,9 +38,7 @@ app.command("train", help="LoRA on the mixed rows.")(stages.stage_command("train
 app.command("merge", help="Adapter and base become one model, proved on logits.")(
     stages.stage_command("merge")
 )
-app.command("probe", help="The same questions to base and merged model, answered in token ids.")(
-    stages.stage_command("probe")
-)
+app.command()(probing.probe)
 app.command("report", help="One self-contained HTML page from the files of the run.")(
     stages.stage_command("report")
 )

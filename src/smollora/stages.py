@@ -514,7 +514,15 @@ def load_cases(run: Run) -> list[EvalCase]:
 def probe(run: Run) -> dict[str, Any]:
     """The same questions to base and merged model, answered in token ids."""
     from smollora.generate import local_generator
-    from smollora.probe import ask, by_category, judge, reasons, summarise
+    from smollora.probe import (
+        ask,
+        by_category,
+        by_language,
+        by_system,
+        judge,
+        reasons,
+        summarise,
+    )
 
     section = run.recipe.probe
     renderer = load_renderer(run)
@@ -528,7 +536,10 @@ def probe(run: Run) -> dict[str, Any]:
         ("base", run.base, renderer, cases, section.base_max_new_tokens),
         ("merged", run.merged, renderer, cases, section.max_new_tokens),
     ]
-    values: dict[str, Any] = {"by_category": {}, "cases": len(cases)}
+    values: dict[str, Any] = {
+        **{key: {} for key in ("by_category", "by_language", "by_system")},
+        "cases": len(cases),
+    }
     if stock and stock_cases:
         try:
             under_stock = Renderer(stock, renderer.tokenizer, facts)
@@ -559,6 +570,8 @@ def probe(run: Run) -> dict[str, Any]:
         records.extend(item.record for item in asked)
         values[name] = summarise(asked)
         values["by_category"][name] = by_category(asked)
+        values["by_language"][name] = by_language(asked)
+        values["by_system"][name] = by_system(asked)
     values["gate"] = judge(values["merged"], section.gate)
     values["reasons"] = reasons(values["gate"])
     values["passed"] = not values["reasons"]

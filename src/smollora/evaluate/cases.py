@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from smollora.data.sources import Refused, read_conversation, read_tools
 from smollora.errors import DataError
-from smollora.types import Conversation, EvalCase, Message, Reject, ToolCall, ToolSpec
+from smollora.types import Conversation, EvalCase, Message, Reject, Role, ToolCall, ToolSpec
 
 CALLING = ("single", "parallel", "multi_turn_call", "after_question")
 """Categories of starter cases whose right answer is to call."""
@@ -60,8 +62,17 @@ def starter_cases(split: str = "heldout") -> list[EvalCase]:
             raise DataError(
                 f"shipped case {record['id']}: {conversation.detail}", "please report this"
             )
-        cases.extend(conversation_cases(conversation, record["subcategory"]))
+        found = conversation_cases(conversation, record["subcategory"])
+        cases.extend(replace(case, language=record["task"]) for case in found)
     return cases
+
+
+def probe_cases() -> list[EvalCase]:
+    """What the held-out starter conversations do not ask: long and nested arguments, further
+    languages, system prompts that training never saw.
+    """
+    with resources.as_file(resources.files(__package__) / "probe_cases.jsonl") as path:
+        return read_cases(path)
 
 
 def conversation_cases(conversation: Conversation, category: str) -> Iterator[EvalCase]:
@@ -160,9 +171,22 @@ def read_cases(path: Path) -> list[EvalCase]:
     Raises:
         DataError: missing, empty, or a broken row (named).
     """
+    cases, broken = sort_rows(path)
+    if broken:
+        raise broken[0]
+    return cases
+
+
+def sort_rows(path: Path) -> tuple[list[EvalCase], list[DataError]]:
+    """The cases of a .jsonl, and an error for each row that is none.
+
+    Raises:
+        DataError: missing, or without a single case.
+    """
     from smollora.data.sources import Undecodable, read_rows
 
-    cases = []
+    cases: list[EvalCase] = []
+    broken: list[DataError] = []
     for number, row in read_rows(path):
         try:
             if isinstance(row, Undecodable):
@@ -171,19 +195,43 @@ def read_cases(path: Path) -> list[EvalCase]:
                 EvalCase(
                     str(row["id"]),
                     str(row["category"]),
-                    tuple(Message(m["role"], m.get("content") or "") for m in row["messages"]),
+                    tuple(_message(turn) for turn in row["messages"]),
                     tuple(read_tools(row.get("tools"))),
                     tuple(ToolCall(c["name"], c["arguments"]) for c in row.get("expected", ())),
+                    str(row.get("language", "")),
                 )
             )
-        except (KeyError, TypeError, AttributeError, Refused) as error:
-            raise DataError(
-                f"row {number} of {path} is no case: {error}",
-                "a case has id, category, messages, tools, expected",
-            ) from error
+        except (KeyError, TypeError, AttributeError, ValueError, Refused) as error:
+            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+            broken.append(
+                DataError(
+                    f"row {number} of {path} is no case: {problem}",
+                    "a case has id, category, messages, tools, expected",
+                )
+            )
+    if not cases and broken:
+        raise broken[0]
     if not cases:
         raise DataError(f"{path} holds no cases", "write one JSON object a line")
-    return cases
+    return cases, broken
+
+
+def _message(turn: Mapping[str, Any]) -> Message:
+    """A turn in OpenAI's form; arguments may be an object or its JSON."""
+    if turn["role"] not in get_args(Role):
+        raise ValueError(f"no role is called {turn['role']!r}")
+    calls = []
+    for call in turn.get("tool_calls") or ():
+        arguments = call["function"]["arguments"]
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        calls.append(ToolCall(call["function"]["name"], arguments, call.get("id")))
+    return Message(
+        turn["role"],
+        turn.get("content") or "",
+        tuple(calls),
+        turn.get("tool_call_id"),
+        turn.get("name"),
+    )
 
 
 def limit_per_category(cases: Iterable[EvalCase], limit: int | None) -> list[EvalCase]:
