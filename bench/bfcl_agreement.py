@@ -10,6 +10,7 @@ after another. Both checkers judge each; what counts is the verdict, and beside 
 from __future__ import annotations
 
 import importlib
+import random
 import sys
 import types
 import zipfile
@@ -64,7 +65,8 @@ def right_answers(
     answers: list[dict[str, dict[str, list[Any]]]], declared: dict[str, Any], language: str
 ) -> Iterator[tuple[str, Calls]]:
     """Every alternative once, and all that may be left out left out."""
-    most = max((len(a) for call in answers for args in call.values() for a in args.values()), default=1)
+    given = (each for call in answers for arguments in call.values() for each in arguments.values())
+    most = max((len(alternatives) for alternatives in given), default=1)
     for turn in range(most):
         yield (
             f"alternative {turn + 1}",
@@ -194,6 +196,17 @@ def broken_answers(calls: Calls, functions: list[dict[str, Any]]) -> Iterator[tu
                 yield what, put(name, {**arguments, key: changed})
 
 
+def broken_twice(
+    calls: Calls, functions: list[dict[str, Any]], dice: random.Random
+) -> Iterator[tuple[str, Calls]]:
+    """Some of the broken answers, broken once more."""
+    once = [each for each in broken_answers(calls, functions) if each[1]]
+    for what, changed in dice.sample(once, min(3, len(once))):
+        twice = list(broken_answers(changed, functions))
+        for again, result in dice.sample(twice, min(8, len(twice))):
+            yield f"{what}, {again}", result
+
+
 def broken_values(value: Any) -> Iterator[tuple[str, Any]]:
     """Other values in the place of one."""
     yield "null", None
@@ -220,7 +233,9 @@ def broken_values(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, str):
         yield "capitals", value.upper()
         yield "small letters", value.lower()
-        yield "spaces and punctuation that are forgiven", f" {value}.".replace(",", "").replace(" ", "_")
+        yield "a space and a full stop more", f" {value}."
+        yield "spaces made underscores", value.replace(" ", "_")
+        yield "forgiven marks between the letters", "-/^*".join(value)
         yield "punctuation that is not forgiven", f"{value}!"
         yield "in quotes", f'"{value}"'
         yield "in single quotes", f"'{value}'"
@@ -239,7 +254,8 @@ def broken_values(value: Any) -> Iterator[tuple[str, Any]]:
         yield "reversed", value[::-1]
         yield "an element too many", [*value, *value[-1:]]
         yield "an element too few", value[:-1]
-        yield "an element of another type", [*value[:-1], {"a": 1} if value and not isinstance(value[0], dict) else "x"]
+        other = {"a": 1} if value and not isinstance(value[0], dict) else "x"
+        yield "an element of another type", [*value[:-1], other]
         yield "nested once more", [list(value)]
         for place, item in enumerate(value[:2]):
             for what, changed in broken_elements(item):
@@ -310,8 +326,12 @@ def compare(category: str, *, every: int = 1) -> Count:
     """Both checkers over every `every`-th case of a category."""
     official, languages = load_official()
     language = language_of(category)
-    spoken = {"python": languages.PYTHON, "java": languages.JAVA, "javascript": languages.JAVASCRIPT}
-    count = Count()
+    spoken = {
+        "python": languages.PYTHON,
+        "java": languages.JAVA,
+        "javascript": languages.JAVASCRIPT,
+    }
+    count, dice = Count(), random.Random(7)
     for number, truth in enumerate(read_truths(bfcl_folder(), category)):
         if number % every:
             continue
@@ -322,6 +342,7 @@ def compare(category: str, *, every: int = 1) -> Count:
         for what, calls, intact in [
             *((what, calls, True) for what, calls in built),
             *((what, calls, False) for what, calls in broken_answers(built[0][1], functions)),
+            *((what, calls, False) for what, calls in broken_twice(built[0][1], functions, dice)),
         ]:
             try:
                 theirs = official(
@@ -337,9 +358,11 @@ def compare(category: str, *, every: int = 1) -> Count:
                 count.crashes[f"{type(error).__name__} at {what}"] += 1
             else:
                 if theirs["valid"]:
-                    count.right, count.passed = count.right + intact, count.passed + (not intact)
+                    count.right += intact
+                    count.passed += not intact
                 else:
-                    count.refused, count.broken = count.refused + intact, count.broken + (not intact)
+                    count.refused += intact
+                    count.broken += not intact
             ours = judge_calls(
                 category, functions, truth.answers, [ToolCall(*call) for call in calls]
             )
@@ -354,8 +377,8 @@ def compare(category: str, *, every: int = 1) -> Count:
 def table(counts: dict[str, Count]) -> str:
     """The table of docs/eval.md."""
     lines = [
-        "| category | cases | possible answers: accepted / refused | changed answers: accepted / refused"
-        " | checker stops | verdicts that differ | reasons that differ |",
+        "| category | cases | possible answers: right / wrong | changed answers: right / wrong"
+        " | checker stops | verdicts differ | reasons differ |",
         "|---|---|---|---|---|---|---|",
     ]
     total = Count()

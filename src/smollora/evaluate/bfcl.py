@@ -1,9 +1,10 @@
 """BFCL's single-turn questions: from its files to cases, with what its rules need beside them.
 
-In: `bfcl_eval/data` of the unpacked wheel `bfcl-eval`. Out: `Truth`s and `EvalCase`s. The surprises:
-BFCL writes its schemas with Python type names ("dict", "float", "tuple"), which are translated into
-JSON Schema, as its own harness does; for Java and JavaScript every argument is asked for as source
-text, with the type in its description; live_relevance wants some call, and no answer is published.
+In: `bfcl_eval/data` of the unpacked wheel `bfcl-eval`. Out: `Truth`s and `EvalCase`s. The
+surprises: BFCL writes its schemas with Python type names ("dict", "float", "tuple"), which are
+translated into JSON Schema, as its own harness does; for Java and JavaScript every argument is
+asked for as source text, with the type in its description; live_relevance wants some call, and no
+answer is published.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def _judge_type(
         if inner is None:
             return RIGHT, is_variable
         for each in alternatives:
-            items = value if type(each) is list else ()
+            items: Sequence[Any] = value if type(each) is list else ()  # type: ignore[assignment]
             if all(_judge_type(item, each, inner, None)[0].valid for item in items):
                 return RIGHT, is_variable
         reason = "type_error:nested" if first is wanted else "type_error:simple"
@@ -213,7 +213,7 @@ def _judge_type(
     return wrong("type_error:simple", f"{value!r} is no {wanted.__name__}"), False
 
 
-def _judge_mapping(value: Mapping[str, Any], alternatives: Alternatives) -> Verdict:
+def _judge_mapping(value: Any, alternatives: Alternatives) -> Verdict:
     """Members have alternatives of their own; nothing deeper is looked into."""
     problem = wrong("dict_checker:unclear")
     for each in alternatives:
@@ -225,7 +225,9 @@ def _judge_mapping(value: Mapping[str, Any], alternatives: Alternatives) -> Verd
     return problem
 
 
-def _judge_members(value: Mapping[str, Any], wanted: Mapping[str, Alternatives]) -> Verdict:
+def _judge_members(value: Any, wanted: Mapping[str, Alternatives]) -> Verdict:
+    if not isinstance(value, Mapping):  # where an alternative that is no list waved it through
+        return wrong("dict_checker:unclear", f"{value!r} is no mapping")
     for name, alternatives in wanted.items():
         if name not in value and "" not in alternatives:
             return wrong("value_error:dict_key", f"lacks {name}")

@@ -111,9 +111,7 @@ def _java_list(text: str, inner: str | None) -> Any:
 
 def _java_map(text: str, inner: str | None) -> Any:
     del inner
-    filled = re.search(
-        r"new\s+HashMap<.*?>\s*\(\)\s*\{\s*\{?\s*(.*?)\s*\}?\s*\}", text, re.DOTALL
-    )
+    filled = re.search(r"new\s+HashMap<.*?>\s*\(\)\s*\{\s*\{?\s*(.*?)\s*\}?\s*\}", text, re.DOTALL)
     if filled:
         puts = re.findall(r"put\(\"(.*?)\",\s*(.*?)\)", filled.group(1))
         return {key: _java_bare(value.strip()) for key, value in puts}
@@ -165,9 +163,7 @@ def _javascript_object(text: str) -> Any:
     if not found:
         return text
     pairs = re.findall(r"([^:]+):\s*(.*?)(?:,\s*(?=[^,]+:)|$)", found.group(1))
-    return {
-        key.strip().strip("'\""): _javascript_member(value.strip()) for key, value in pairs
-    }
+    return {key.strip().strip("'\""): _javascript_member(value.strip()) for key, value in pairs}
 
 
 def _javascript_member(text: str) -> Any:

@@ -1,7 +1,7 @@
 """Suites by name: `bfcl`, `bfcl:CATEGORY`, or a .jsonl of cases.
 
-In: a name. Out: `Question`s, each a case with what is wanted and, for BFCL, what its rules need. BFCL
-comes from the PyPI wheel `bfcl-eval` (sha256 checked, cached); it is never trained on.
+In: a name. Out: `Question`s, each a case with what is wanted and, for BFCL, what its rules need.
+BFCL comes from the PyPI wheel `bfcl-eval` (sha256 checked, cached); it is never trained on.
 """
 
 from __future__ import annotations
