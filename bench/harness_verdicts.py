@@ -1,10 +1,11 @@
 """Loads our task files in the real lm-eval and lighteval and scores canned answers through them.
 
-In: a folder that `smollora eval --export` wrote. Out: for each harness that is installed beside this
-Python its version, what it made of the task, and on how many canned answers it agrees with our own
-verdict on the same text. Give each harness an environment of its own; smollora must be importable.
+In: a folder that `smollora eval --export` wrote. Out: for each harness that is installed beside
+this Python its version, what it made of the task, and on how many canned answers it agrees with our
+own verdict on the same text. Give each harness an environment of its own; smollora must be
+importable.
 
-    smollora eval MODEL --suite bfcl:simple_python --suite bfcl:irrelevance --limit 20 --export cases
+    smollora eval MODEL --suite bfcl:multiple --suite bfcl:irrelevance --limit 20 --export cases
     python bench/harness_verdicts.py cases
 """
 

@@ -169,10 +169,15 @@ def test_the_task_of_lm_eval_names_functions_and_metrics_that_there_are() -> Non
         (["not JSON"], "row 1"),
         ([*map(json.dumps, CASES), '{"id": "x"}'], "row 4"),
         (['{"id": "x", "category": "c", "messages": "hello"}'], "row 1"),
+        ([json.dumps({**CASES[0], "expected": [{"name": "f", "arguments": "{}"}]})], "case c1"),
+        ([json.dumps({**CASES[0], "messages": [{"role": "robot", "content": "x"}]})], "case c1"),
         ([json.dumps(CASES[0]), json.dumps(CASES[0])], "two cases with the id c1"),
         ([], "no cases"),
     ],
-    ids=["no JSON", "keys missing", "messages are text", "an id twice", "empty"],
+    ids=[
+        *("no JSON", "keys missing", "messages are text", "arguments are text", "no such role"),
+        *("an id twice", "empty"),
+    ],
 )
 def test_a_broken_file_of_cases_is_named_with_its_row(
     model: Path, tmp_path: Path, rows: Sequence[str], word: str

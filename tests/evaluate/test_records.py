@@ -164,7 +164,7 @@ def test_what_a_server_loses_and_what_a_template_refuses_is_no_fault_of_the_mode
         "calls",
         SIMPLE.truth,
     )
-    column = Column("m", renderer, HERMES, Failing(), 8)
+    column = Column("m", renderer, HERMES, Failing(), 8, 8)
     found = ask_questions(column, [odd, SIMPLE, SIMPLE])
     assert [each["verdict"] for each in found] == ["no_answer", "right", "no_answer"]
     assert "no prompt" in found[0]["detail"]

@@ -125,12 +125,13 @@ def evaluate(
 def show(found: dict[str, Any], console: Console) -> None:
     """A table for each suite, and what was retained."""
     from rich.table import Table
+    from rich.text import Text
 
     for suite, categories in found["suites"].items():
         every = found["overall"].get(suite)
         shown = {**categories, **({f"all {len(categories)} categories": every} if every else {})}
         models = list(dict.fromkeys(name for each in shown.values() for name in each))
-        table = Table(title=suite, title_justify="left", show_edge=False)
+        table = Table(title=Text(suite), title_justify="left", show_edge=False)
         for column in ("category", "rate", *models):
             table.add_column(column, overflow="fold")
         for category, by_model in shown.items():
@@ -139,7 +140,7 @@ def show(found: dict[str, Any], console: Console) -> None:
             for rate in names:
                 cells = [_cell(by_model.get(model, {}).get(rate)) for model in models]
                 if any(cells):
-                    table.add_row(label, rate, *cells)
+                    table.add_row(Text(label), rate, *cells)
                     label = ""
         console.print(table)
     kept = found.get("retention")

@@ -32,6 +32,9 @@ class Column:
     fmt: ToolFormat
     generator: Generator
     max_new_tokens: int
+    """Of an answer to a question with tools."""
+    max_text_tokens: int
+    """Of an answer to an instruction: the same for all models of an evaluation."""
 
 
 def ask_questions(
@@ -66,7 +69,7 @@ def ask_instructions(
     asked = [((Message("user", each.prompt),), ()) for each in instructions]
     tokenizer, facts = column.renderer.tokenizer, column.renderer.facts
     records = []
-    answers = _answers(column, asked, on_done)
+    answers = _answers(column, asked, column.max_text_tokens, on_done)
     for each, (answer, failure) in zip(instructions, answers, strict=True):
         spoken = [token for token in answer.token_ids if token not in facts.stop_ids]
         text = tokenizer.decode(spoken) if spoken else ""
@@ -93,6 +96,7 @@ def ask_instructions(
 def _answers(
     column: Column,
     asked: Sequence[tuple[Sequence[Message], Sequence[ToolSpec]]],
+    limit: int,
     on_done: OnDone | None,
 ) -> list[tuple[Generation, str]]:
     """An answer for each of `asked`, and why there is none where its finish is "error"."""
@@ -104,7 +108,7 @@ def _answers(
         except TemplateError as error:
             found[place] = Generation((), "error"), f"no prompt: {error.message}"
     answers = column.generator.generate(
-        list(prompts.values()), max_new_tokens=column.max_new_tokens, on_done=on_done
+        list(prompts.values()), max_new_tokens=limit, on_done=on_done
     )
     failures = getattr(column.generator, "failures", {})
     for number, (place, answer) in enumerate(zip(prompts, answers, strict=True)):

@@ -7,19 +7,21 @@ BFCL comes from the PyPI wheel `bfcl-eval` (sha256 checked, cached); it is never
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from smollora.errors import ConfigError, DataError
 from smollora.evaluate.bfcl import BFCL_SINGLE_TURN, Truth, as_case, read_truths
 from smollora.evaluate.cases import read_cases
 from smollora.models import cache_folder, fetch_wheel
-from smollora.types import EvalCase
+from smollora.types import EvalCase, Role
 
 BFCL_WHEEL = "bfcl-eval==2026.3.23"
 BFCL_SHA256 = "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a"
 
+ROLES = get_args(Role)
 Wants = Literal["calls", "a_call", "nothing"]
 
 
@@ -67,6 +69,7 @@ def load_suite(name: str, limit: int | None = None) -> list[Question]:
         for case in cases:
             if case.id in seen:
                 raise DataError(f"{path} has two cases with the id {case.id}", "give each its own")
+            _check_case(path, case)
             seen.add(case.id)
         return [
             Question(name, case, "calls" if case.expected else "nothing") for case in cases[:limit]
@@ -76,6 +79,22 @@ def load_suite(name: str, limit: int | None = None) -> list[Question]:
         "use bfcl, bfcl:CATEGORY (bfcl:simple_python, bfcl:irrelevance, ...), retention,"
         " or a .jsonl of cases",
     )
+
+
+def _check_case(path: Path, case: EvalCase) -> None:
+    """What `read_cases` lets pass and asking or judging would fall over."""
+    problem = "has no messages" if not case.messages else ""
+    for message in case.messages:
+        if message.role not in ROLES or not isinstance(message.content, str):
+            problem = f"has a message that is none: {message.role!r}"
+    for call in case.expected:
+        if not isinstance(call.name, str) or not isinstance(call.arguments, Mapping):
+            problem = f"expects a call that is none: {call.name!r}"
+    if problem:
+        raise DataError(
+            f"case {case.id} of {path} {problem}",
+            "messages have role and content (text), expected calls name and arguments (an object)",
+        )
 
 
 def bfcl_question(suite: str, truth: Truth) -> Question:

@@ -41,6 +41,8 @@ class Source:
     adapter: Path | None = None
     endpoint: str | None = None
     served_name: str | None = None
+    untrained: bool = False
+    """A run's base: it rambles, and its answers may be cut sooner (probe.base_max_new_tokens)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def _of_run(run: Path, name: str) -> Source:
     for path in (folder, adapter):
         if path is not None and not path.is_dir():
             raise DataError(f"{path} is not there", "run `smollora run` first")
-    return Source(name, folder, adapter)
+    return Source(name, folder, adapter, untrained=name == "base")
 
 
 def _of_model(
@@ -119,7 +121,8 @@ def _of_model(
 ) -> tuple[tuple[Source, ...], str]:
     """(the sources, a name for their folder) of what is no run."""
     folder = Path(model).expanduser()
-    label = model.split("==")[0].removeprefix("pypi:").rstrip("/").rpartition("/")[2] or "model"
+    named = model.split("==")[0].removeprefix("pypi:").rpartition("/")[2]
+    label = (folder.resolve().name if folder.is_dir() else named) or "model"
     if (folder / "adapter_config.json").is_file():
         under = _base_of(folder, base)
         offered: tuple[Source, ...] = (Source("base", under), Source("adapter", under, folder))
@@ -183,20 +186,21 @@ def open_column(source: Source, target: Target) -> Iterator[tuple[Column, Any]]:
     renderer = open_renderer(source, target.format)
     facts, fmt = renderer.facts, get_format(renderer.facts.format)
     section = target.section
-    tokens = section.base_max_new_tokens if source.name == "base" else section.max_new_tokens
+    words = section.max_new_tokens
+    tokens = section.base_max_new_tokens if source.untrained else words
     if source.endpoint is not None:
         from smollora.endpoint import Endpoint, ServedGenerator
 
         with Endpoint(source.endpoint, source.served_name) as endpoint:
             endpoint.connect()
             served = ServedGenerator(endpoint, stop_ids=facts.stop_ids, opener_id=facts.open.id)
-            yield Column(source.name, renderer, fmt, served, tokens), None
+            yield Column(source.name, renderer, fmt, served, tokens, words), None
         return
     from smollora.generate import local_generator
 
     model = load_weights(source)
     generator = local_generator(model, facts, section.batch_tokens)
-    yield Column(source.name, renderer, fmt, generator, tokens), model
+    yield Column(source.name, renderer, fmt, generator, tokens, words), model
 
 
 def load_weights(source: Source) -> Any:
