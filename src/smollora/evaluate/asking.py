@@ -43,9 +43,8 @@ def ask_questions(
     """A record for each question."""
     asked = [(question.case.messages, question.case.tools) for question in questions]
     records = []
-    for question, (answer, failure) in zip(
-        questions, _answers(column, asked, on_done), strict=True
-    ):
+    answers = _answers(column, asked, column.max_new_tokens, on_done)
+    for question, (answer, failure) in zip(questions, answers, strict=True):
         tokenizer = column.renderer.tokenizer
         attempts = column.fmt.parse(answer.token_ids, tokenizer, question.case.tools)
         records.append(
