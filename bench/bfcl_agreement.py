@@ -7,8 +7,6 @@ after another. Both checkers judge each; what counts is the verdict, and beside 
     python bench/bfcl_agreement.py [--check]
 """
 
-from __future__ import annotations
-
 import importlib
 import random
 import sys

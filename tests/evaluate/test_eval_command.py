@@ -172,7 +172,7 @@ def test_the_task_of_lm_eval_names_functions_and_metrics_that_there_are() -> Non
         ([json.dumps({**CASES[0], "expected": [{"name": "f", "arguments": "{}"}]})], "case c1"),
         ([json.dumps({**CASES[0], "messages": [{"role": "robot", "content": "x"}]})], "case c1"),
         ([json.dumps(CASES[0]), json.dumps(CASES[0])], "two cases with the id c1"),
-        ([], "no cases"),
+        ([], "is empty"),
     ],
     ids=[
         *("no JSON", "keys missing", "messages are text", "arguments are text", "no such role"),
