@@ -26,13 +26,14 @@ LEVELS = {
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
     **dict.fromkeys(("prompt_tree", "prompt_attention", "slots", "slot_run"), 4),
     **dict.fromkeys(("architecture", "wire", "chat_form", "endpoint"), 4),
+    "likelihood": 4,
     **dict.fromkeys(("probe", "locate", "evaluate", "serve", "doctor", "chat"), 5),
     "report": 6,
     **dict.fromkeys(("cli", "stages", "pipeline", "plan", "inspection", "progress"), 7),
     "commands": 7,
     **dict.fromkeys(("template_repair", "template_view"), 7),
     **dict.fromkeys(("probing", "probe_target", "probe_folder", "probe_table"), 7),
-    "evaluate.run": 7,  # asks a finished run, which it reads through stages
+    **dict.fromkeys(("evaluate.run", "evaluate.targets", "evaluate.export"), 7),  # load models
 }
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pyarrow")
@@ -180,6 +181,9 @@ def test_formats_and_templates_and_types_need_the_standard_library_and_little_el
         "data.mix": set(),
         "data.parts": set(),
         "evaluate.match": set(),
+        "evaluate.bfcl_match": set(),
+        "evaluate.bfcl_values": set(),
+        "evaluate.instructions": set(),
     }
     for module, libraries in allowed.items():
         found = {name.partition(".")[0] for name, _ in imports(module)}

@@ -268,15 +268,12 @@ def load_overlap(section: PrepareSection) -> Overlap | None:
 
 
 def _evaluation_cases(name: str) -> list[EvalCase]:
-    from smollora.evaluate.cases import BFCL_SINGLE_TURN, starter_cases
-    from smollora.evaluate.run import load_suite
+    from smollora.evaluate.cases import starter_cases
+    from smollora.evaluate.suites import load_suite
 
     if name == "starter:heldout":
         return starter_cases()
-    if name == "bfcl":
-        categories = (f"bfcl:{category}" for category in BFCL_SINGLE_TURN)
-        return [case for category in categories for case in load_suite(category, None)]
-    return load_suite(name, None)
+    return [question.case for question in load_suite(name)]
 
 
 def import_scale(engine: str) -> Any:

@@ -1,8 +1,6 @@
 """Evaluation cases: questions with their right answers.
 
-In: held-out conversations, the BFCL data of the PyPI wheel `bfcl-eval`, or a .jsonl of cases. Out:
-`EvalCase`. The surprise: BFCL writes its schemas with Python type names ("dict", "float", "tuple");
-models were trained on JSON Schema, so they are translated, as BFCL's own harness does.
+In: held-out conversations, or a .jsonl of cases. Out: `EvalCase`. BFCL's come from `bfcl`.
 """
 
 from __future__ import annotations
@@ -16,38 +14,10 @@ from typing import Any, get_args
 
 from smollora.data.sources import Refused, read_conversation, read_tools
 from smollora.errors import DataError
-from smollora.types import Conversation, EvalCase, Message, Reject, Role, ToolCall, ToolSpec
+from smollora.types import Conversation, EvalCase, Message, Reject, Role, ToolCall
 
 CALLING = ("single", "parallel", "multi_turn_call", "after_question")
 """Categories of starter cases whose right answer is to call."""
-
-BFCL_SINGLE_TURN = (
-    *("simple_python", "simple_java", "simple_javascript", "multiple", "parallel"),
-    *("parallel_multiple", "irrelevance", "live_simple", "live_multiple", "live_parallel"),
-    *("live_parallel_multiple", "live_irrelevance", "live_relevance"),
-)
-"""Categories of BFCL v4 whose questions stand beside their tools in one file."""
-
-JSON_TYPES = {
-    "dict": "object",
-    "float": "number",
-    "tuple": "array",
-    "list": "array",
-    "any": "string",
-    "int": "integer",
-    "str": "string",
-    "bool": "boolean",
-    "String": "string",
-    "Boolean": "boolean",
-    "Bigint": "integer",
-    "HashMap": "object",
-    "ArrayList": "array",
-    "Array": "array",
-    "char": "string",
-    "long": "integer",
-    "double": "number",
-}
-"""BFCL's type names in JSON Schema (bfcl_eval/constants/type_mappings.py)."""
 
 
 def starter_cases(split: str = "heldout") -> list[EvalCase]:
@@ -106,63 +76,6 @@ def conversation_cases(conversation: Conversation, category: str) -> Iterator[Ev
             conversation.tools,
             message.calls,
         )
-
-
-def bfcl_cases(folder: Path, category: str, limit: int | None = None) -> list[EvalCase]:
-    """Single-turn BFCL v4 cases.
-
-    Args:
-        folder: `bfcl_eval/data` of the unpacked wheel.
-        category: "simple_python", "irrelevance", "live_irrelevance", ...
-        limit: the first so many.
-
-    Raises:
-        DataError: no such category there.
-    """
-    path = folder / f"BFCL_v4_{category}.json"
-    if not path.is_file():
-        known = sorted(
-            p.name.removeprefix("BFCL_v4_").removesuffix(".json")
-            for p in folder.glob("BFCL_v4_*.json")
-        )
-        raise DataError(
-            f"BFCL has no category {category} in {folder}", f"it has: {', '.join(known)}"
-        )
-    answers: dict[str, Any] = {}
-    truth = folder / "possible_answer" / path.name
-    if truth.is_file():
-        for line in truth.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            answers[row["id"]] = row["ground_truth"]
-    cases = []
-    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
-        row = json.loads(line)
-        messages = tuple(Message(turn["role"], turn["content"]) for turn in row["question"][0])
-        tools = tuple(
-            ToolSpec(f["name"], f.get("description", ""), json_schema(f["parameters"]))
-            for f in row["function"]
-        )
-        expected = tuple(
-            ToolCall(name, arguments)
-            for call in answers.get(row["id"], [])
-            for name, arguments in call.items()
-        )
-        cases.append(EvalCase(row["id"], category, messages, tools, expected))
-    return cases
-
-
-def json_schema(value: Any) -> Any:
-    """A BFCL parameter description as JSON Schema."""
-    if isinstance(value, list):
-        return [json_schema(item) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        key: JSON_TYPES.get(item, item)
-        if key == "type" and isinstance(item, str)
-        else json_schema(item)
-        for key, item in value.items()
-    }
 
 
 def read_cases(path: Path) -> list[EvalCase]:
