@@ -20,7 +20,7 @@ ROOT = Path(smollora.__file__).parent
 
 LEVELS = {
     **dict.fromkeys(("errors", "types"), 0),
-    **dict.fromkeys(("formats", "config", "runs"), 1),
+    **dict.fromkeys(("formats", "config", "recipe_keys", "draft_text", "runs"), 1),
     **dict.fromkeys(("tokens", "tokenizer_file", "templates", "columns", "render", "verify"), 2),
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
@@ -30,6 +30,7 @@ LEVELS = {
     **dict.fromkeys(("cli", "stages", "pipeline", "plan", "inspection", "progress"), 7),
     "commands": 7,
     **dict.fromkeys(("template_repair", "template_view"), 7),
+    **dict.fromkeys(("team_checks", "pytest_plugin", "draft", "environment", "hardware"), 7),
     "evaluate.run": 7,  # asks a finished run, which it reads through stages
 }
 

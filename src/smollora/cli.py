@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from smollora.commands import evaluation, stages, templates
+from smollora.commands import environment, evaluation, stages, starting, templates
 from smollora.errors import GateFailed, SmolloraError
 
 app = typer.Typer(
@@ -47,6 +47,9 @@ app.command("report", help="One self-contained HTML page from the files of the r
 app.command()(templates.repair)
 app.command()(templates.template)
 app.command("eval")(evaluation.evaluate)
+app.command()(starting.init)
+app.command()(starting.check)
+app.command()(environment.doctor)
 
 
 def main() -> None:

@@ -1,0 +1,43 @@
+"""`doctor --self`: the environment, its versions and what will be slow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smollora.commands.options import AsJson, Runs, console_for
+from smollora.errors import ConfigError, GateFailed
+
+Self = Annotated[
+    bool,
+    typer.Option(
+        "--self", help="Look at this environment: versions, hardware, what will be slow and why."
+    ),
+]
+
+
+def doctor(own: Self = False, runs: Runs = Path("runs"), as_json: AsJson = False) -> None:
+    """What is wrong with this environment, and what will be slow (--self)."""
+    if not own:
+        raise ConfigError("doctor needs to know whom to look at", "smollora doctor --self")
+    look_at_self(runs, as_json)
+
+
+def look_at_self(runs: Path, as_json: bool) -> None:
+    """The findings as a table or as JSON.
+
+    Raises:
+        GateFailed: something will not work.
+    """
+    from smollora.environment import as_dict, check_environment, show, verdict
+
+    findings = check_environment(runs)
+    if as_json:
+        typer.echo(json.dumps(as_dict(findings), indent=2))
+    else:
+        show(findings, console_for(False))
+    if any(each.state == "wrong" for each in findings):
+        raise GateFailed(verdict(findings), "the column on the right says what to do")
