@@ -143,7 +143,7 @@ def _count_rows(path: str, sampled: int, more: bool) -> str:
     if file.suffix in LINES and file.is_file():
         with file.open("rb") as lines:
             read = sum(len(line) for line in itertools.islice(lines, sampled))
-        return f"about {round(file.stat().st_size / read * sampled, -2):,} rows"
+        return f"about {round(file.stat().st_size / read * sampled / 100) * 100:,} rows"
     return f"more than {sampled:,} rows"
 
 

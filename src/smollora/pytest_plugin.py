@@ -79,9 +79,7 @@ def pytest_collection_modifyitems(
         made += [(f"model::{name}", subject.model_check(name)) for name in MODEL_CHECKS]
     if wanted != "model":
         for path in files:
-            made += [
-                (f"data[{path}]::{name}", subject.row_check(path, name)) for name in ROW_CHECKS
-            ]
+            made += [(f"{path}::{name}", subject.row_check(path, name)) for name in ROW_CHECKS]
     items.extend(_items(session, made))
 
 
@@ -121,7 +119,7 @@ class SmolloraItem(pytest.Item):
 
     def reportinfo(self) -> tuple[str, None, str]:
         """How the failure's headline names it."""
-        return "smollora", None, self.nodeid
+        return "smollora", None, self.nodeid.removeprefix("smollora::").replace("::", ": ")
 
 
 class _Subject:
