@@ -1,5 +1,5 @@
-"""The documentation as a site: it builds without a warning and without a network, says what the code
-says, and can be looked at.
+"""The documentation as a site: it builds without a warning and without a network, says what the
+code says, and can be looked at.
 
 Needs mkdocs-material (`pip install -e '.[dev]'`); pictures need Debian's chromium.
 """
@@ -46,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built with every way to the network closed."""
     folder = tmp_path_factory.mktemp("site")
     nowhere = "http://127.0.0.1:9"
-    closed = {name: nowhere for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), nowhere)
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
