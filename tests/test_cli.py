@@ -39,7 +39,11 @@ from tiny_runs import (
     write_rows,
 )
 
-VERBS = [*pipeline.STAGES, "run", "eval", "repair", "template", "doctor"]
+VERBS = [
+    *pipeline.STAGES,
+    *("run", "eval", "repair", "template"),
+    *("init", "check", "doctor", "serve"),
+]
 BEFORE_TRAIN = ("inspect", "prepare", "verify", "mix")
 
 

@@ -20,7 +20,7 @@ ROOT = Path(smollora.__file__).parent
 
 LEVELS = {
     **dict.fromkeys(("errors", "types"), 0),
-    **dict.fromkeys(("formats", "config", "runs"), 1),
+    **dict.fromkeys(("formats", "config", "recipe_keys", "draft_text", "runs"), 1),
     **dict.fromkeys(("tokens", "tokenizer_file", "templates", "columns", "render", "verify"), 2),
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
@@ -34,6 +34,7 @@ LEVELS = {
     **dict.fromkeys(("template_repair", "template_view"), 7),
     **dict.fromkeys(("probing", "probe_target", "probe_folder", "probe_table"), 7),
     **dict.fromkeys(("evaluate.run", "evaluate.targets", "evaluate.export"), 7),  # load models
+    **dict.fromkeys(("team_checks", "pytest_plugin", "draft", "environment", "hardware"), 7),
 }
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pyarrow")

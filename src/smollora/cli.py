@@ -12,7 +12,15 @@ from typing import NoReturn
 
 import typer
 
-from smollora.commands import doctoring, evaluation, probing, serving, stages, templates
+from smollora.commands import (
+    doctoring,
+    evaluation,
+    probing,
+    serving,
+    stages,
+    starting,
+    templates,
+)
 from smollora.errors import GateFailed, SmolloraError
 
 app = typer.Typer(
@@ -47,6 +55,8 @@ app.command()(templates.template)
 app.command("eval")(evaluation.evaluate)
 app.command()(doctoring.doctor)
 app.command(context_settings={"allow_extra_args": True})(serving.serve)
+app.command()(starting.init)
+app.command()(starting.check)
 
 
 def main() -> None:

