@@ -24,7 +24,7 @@ LEVELS = {
     **dict.fromkeys(("tokens", "tokenizer_file", "templates", "columns", "render", "verify"), 2),
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
-    "architecture": 4,
+    **dict.fromkeys(("architecture", "token_logprobs"), 4),
     **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat"), 5),
     "report": 6,
     **dict.fromkeys(("cli", "stages", "pipeline", "plan", "inspection", "progress"), 7),
