@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from smollora.commands import evaluation, stages, templates
+from smollora.commands import evaluation, reporting, stages, templates
 from smollora.errors import GateFailed, SmolloraError
 
 app = typer.Typer(
@@ -41,9 +41,7 @@ app.command("merge", help="Adapter and base become one model, proved on logits."
 app.command("probe", help="The same questions to base and merged model, answered in token ids.")(
     stages.stage_command("probe")
 )
-app.command("report", help="One self-contained HTML page from the files of the run.")(
-    stages.stage_command("report")
-)
+app.command()(reporting.report)
 app.command()(templates.repair)
 app.command()(templates.template)
 app.command("eval")(evaluation.evaluate)

@@ -1,9 +1,9 @@
-"""How probable a model finds each token of rows that it did not write: log-probabilities in nats.
+"""How probable a model finds the labelled tokens of rows: log-probabilities in nats.
 
-In: a loaded causal model and token ids. Out: one value a token, None for the first, which nothing
-predicts. Negated, the value of a labelled token is its loss before any weight of the recipe. The
-surprise: a row goes through the model in stretches with a key-value cache, so that the logits of
-`STRETCH` positions are in memory at once, whatever the row's length.
+In: a loaded causal model, token ids, which of them count. Out: one value a token, None for those
+that do not count and for the first, which nothing predicts. Negated, it is the token's loss before
+any weight of the recipe. The surprise: a row goes through the model in stretches with a key-value
+cache, and the head runs on labelled positions only, so that a long prompt costs no logits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from smollora.runs import hash_of
 
 STRETCH = 512
-"""Tokens a forward pass: with a vocabulary of 152k, 311 MB of float32 logits."""
+"""Tokens a forward pass: at most 311 MB of float32 logits with a vocabulary of 152k."""
 
 
 def score_rows(
@@ -30,7 +30,7 @@ def score_rows(
     Args:
         model: in eval mode.
         name: what the report calls it: "base", "merged".
-        rows: with `conversation_id` and `token_ids`.
+        rows: with `conversation_id`, `token_ids` and `trained`.
         on_done: told how many rows are scored.
     """
     for index, row in enumerate(rows):
@@ -39,29 +39,39 @@ def score_rows(
             "row": index,
             "conversation_id": row["conversation_id"],
             "token_ids_sha256": hash_of(row["token_ids"]),
-            "logprobs": token_logprobs(model, row["token_ids"]),
+            "logprobs": token_logprobs(model, row["token_ids"], row["trained"]),
         }
         if on_done:
             on_done(index + 1)
 
 
-def token_logprobs(model: Any, token_ids: Sequence[int]) -> list[float | None]:
-    """Log-probability (nats, four decimals) of each token after those before it."""
+def token_logprobs(
+    model: Any, token_ids: Sequence[int], counts: Sequence[bool]
+) -> list[float | None]:
+    """Log-probability (nats, four decimals) of each token that counts, after those before it."""
     import torch
 
-    if not token_ids:
-        return []
     ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
-    found: list[float | None] = [None]
+    found: list[float | None] = [None] * len(token_ids)
+    last = max((place for place, wanted in enumerate(counts) if wanted), default=0)
     cache = None
     with torch.no_grad(), _exact_head(model):
-        for start in range(0, len(token_ids) - 1, STRETCH):
-            end = min(start + STRETCH, len(token_ids) - 1)
-            output = model(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True)
+        for start in range(0, last, STRETCH):
+            end = min(start + STRETCH, last)
+            places = [place for place in range(start + 1, end + 1) if counts[place]]
+            before = torch.tensor([p - 1 - start for p in places] or [0], device=ids.device)
+            output = model(
+                input_ids=ids[:, start:end],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=before,
+            )
             cache = output.past_key_values
-            scores = torch.log_softmax(output.logits[0].float(), dim=-1)
-            chosen = scores.gather(1, ids[0, start + 1 : end + 1, None])[:, 0]
-            found.extend(round(value, 4) for value in chosen.tolist())
+            if places:
+                logits = output.logits[0].float()  # [places, vocabulary]
+                chosen = logits.gather(1, ids[0, places, None])[:, 0] - logits.logsumexp(-1)
+                for place, value in zip(places, chosen.tolist(), strict=True):
+                    found[place] = round(min(value, 0.0), 4)
     return found
 
 
