@@ -185,7 +185,7 @@ document.addEventListener("DOMContentLoaded", () => {
       const ended = `${count(answer.length)} ${answer.length === 1 ? "token" : "tokens"}${answer.finish ? `, ended by ${answer.finish}` : ""}`;
       const opener = answer.opener ? `; the opening token had a probability of ${answer.opener} at the first position` : "";
       return make("div", { class: "answer" },
-        make("h4", null, isolated(who), " ", outcome(answer)),
+        make("h3", null, isolated(who), " ", outcome(answer)),
         answer.detail ? make("p", { class: "small" }, isolated(answer.detail)) : null,
         ...(answer.tokens.length ? [tokenBox(`Tokens of the answer of ${who}`, answer, kindOf, describe)]
           : answer.text ? [make("p", { class: "small quiet" }, "No token ids were recorded; the text:"), make("div", { class: "mono" }, isolated(answer.text))]
