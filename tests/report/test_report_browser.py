@@ -183,10 +183,8 @@ def test_pointing_at_a_token_shows_all_that_is_known_of_it(written: Path, opened
         "Position": f"{at + 1} of {len(row['tokens'])}",
         "Owner": "assistant, message 3",
         "Label": "labelled as opening delimiter",
-        "Loss before": "7.250",
-        "Log-probability before": "−7.250 (0.1%)",
-        "Loss after": "0.062",
-        "Log-probability after": "−0.062 (94.0%)",
+        "Before training": "loss 7.250, log-probability −7.250 (0.1%)",
+        "After training": "loss 0.062, log-probability −0.062 (94.0%)",
     }
     page.locator("#rows .run.user i").first.hover()
     seen = facts(page)
@@ -215,6 +213,20 @@ def test_tokens_are_read_with_the_keyboard_alone(written: Path, opened: Opens) -
     assert facts(page)["Position"].startswith("1 of")
     page.keyboard.press("Escape")
     expect(page.locator("#microscope")).to_be_hidden()
+
+
+@pytest.mark.parametrize("viewport", [PHONE, {"width": 1280, "height": 500}])
+def test_the_microscope_never_hides_the_token_it_is_about(
+    viewport: dict[str, int], written: Path, opened: Opens
+) -> None:
+    page = opened(written, viewport=viewport)
+    page.locator("#rows .tokens").first.focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowRight", "ArrowDown", "End", "Home"):
+        page.keyboard.press(key)
+        token = page.locator("#rows .tokens i:focus").bounding_box()
+        panel = page.locator("#microscope").bounding_box()
+        assert token and panel
+        assert token["y"] >= 0 and token["y"] + token["height"] <= panel["y"], key
 
 
 def test_what_the_microscope_says_is_announced(written: Path, opened: Opens) -> None:
@@ -247,9 +259,7 @@ def paper(page: Page) -> str:
     return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
 
-def test_the_page_follows_the_system_until_the_reader_chooses(
-    written: Path, opened: Opens
-) -> None:
+def test_the_page_follows_the_system_until_the_reader_chooses(written: Path, opened: Opens) -> None:
     light, dark = (opened(written, color_scheme=scheme) for scheme in ("light", "dark"))
     assert paper(light) == "rgb(252, 251, 248)" and paper(dark) == "rgb(22, 22, 20)"
     light.get_by_text("Dark", exact=True).click()
@@ -318,9 +328,7 @@ def test_axe_would_object(written: Path, opened: Opens, tmp_path: Path) -> None:
     assert "html-has-lang" in Axe().run(opened(spoiled)).generate_report()
 
 
-def test_tab_reaches_every_control_in_the_order_of_the_page(
-    written: Path, opened: Opens
-) -> None:
+def test_tab_reaches_every_control_in_the_order_of_the_page(written: Path, opened: Opens) -> None:
     page = opened(written)
     places = []
     for _ in range(200):
@@ -345,9 +353,7 @@ def test_tab_reaches_every_control_in_the_order_of_the_page(
 
 
 @pytest.mark.parametrize("policy", ["with the policy", "by escaping alone"])
-def test_no_injection_runs(
-    hostile_run: Path, tmp_path: Path, policy: str, opened: Opens
-) -> None:
+def test_no_injection_runs(hostile_run: Path, tmp_path: Path, policy: str, opened: Opens) -> None:
     run = tmp_path / "starter"
     shutil.copytree(hostile_run, run)
     target = write_report(run)
@@ -388,9 +394,7 @@ def test_the_comparison_of_hostile_runs_runs_nothing(
 # ── without the script, and side by side ───────────────────────────────────────────────────────
 
 
-def test_without_its_script_the_page_still_gives_its_verdict(
-    written: Path, opened: Opens
-) -> None:
+def test_without_its_script_the_page_still_gives_its_verdict(written: Path, opened: Opens) -> None:
     page = opened(written, ready=False, java_script_enabled=False)
     expect(page.get_by_role("heading", level=1)).to_have_text("Passed")
     expect(page.get_by_text("drawn by the page's own script").first).to_be_visible()

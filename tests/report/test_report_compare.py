@@ -122,8 +122,10 @@ def test_three_runs_have_three_columns(tmp_path: Path) -> None:
     assert all(len(cells) == 3 for _, cells in seen.losses)
 
 
-def test_bad_folders_are_refused_with_the_next_step(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    one, two = runs
+def test_bad_folders_are_refused_with_the_next_step(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    one, _ = runs
     with pytest.raises(DataError, match="is not there"):
         found(one, tmp_path / "absent")
     with pytest.raises(DataError, match="holds no run"):

@@ -20,7 +20,6 @@ from smollora.report.contents import (
     Gate,
     MixSource,
     Probe,
-    Rate,
     Rates,
     Record,
     ReportData,
@@ -220,7 +219,9 @@ def _checks(
     runs: Sequence[ReportData],
 ) -> tuple[tuple[str, tuple[tuple[Check | None, Check | None], ...]], ...]:
     stock = [{c.name: c for c in run.inspect.checks} if run.inspect else {} for run in runs]
-    mended = [{c.name: c for c in run.inspect.repaired_checks} if run.inspect else {} for run in runs]
+    mended = [
+        {c.name: c for c in run.inspect.repaired_checks} if run.inspect else {} for run in runs
+    ]
     names = dict.fromkeys(name for checks in (*stock, *mended) for name in checks)
     return tuple(
         (name, tuple((a.get(name), b.get(name)) for a, b in zip(stock, mended, strict=True)))
@@ -284,9 +285,7 @@ def _shared_cases(
 
 
 def _question(record: Record) -> str:
-    return json.dumps(
-        [record.request, record.tools, record.expected], sort_keys=True, default=str
-    )
+    return json.dumps([record.request, record.tools, record.expected], sort_keys=True, default=str)
 
 
 def _pairs(labels: Sequence[str], asked: Sequence[Mapping[int, Record]]) -> tuple[Pair, ...]:

@@ -137,7 +137,7 @@ class TokenRow:
     trained: tuple[bool, ...]
     part: tuple[str | None, ...]
     logprobs: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
-    """For each model that scored the row, a value a token in nats; None for what is not labelled."""
+    """For each model that scored the row, a value a token in nats; None for unlabelled tokens."""
 
 
 @dataclass(frozen=True, slots=True)

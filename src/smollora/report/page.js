@@ -121,6 +121,7 @@ document.addEventListener("DOMContentLoaded", () => {
     };
     const shade = (thousandths) => [100, 500, 1500, 3000, 6000].filter((limit) => thousandths >= limit).length;
     const WHEN = dictionary({ base: "before", merged: "after" });
+    const capital = (word) => word[0].toUpperCase() + word.slice(1);
     const when = (model) => WHEN[model] ?? model;
 
     const rowBody = (row) => {
@@ -139,8 +140,9 @@ document.addEventListener("DOMContentLoaded", () => {
         for (const [model, values] of scores) {
           const value = values[place];
           if (value === null) continue;
-          seen.push([`Loss ${when(model)}`, (value / 1000).toFixed(3)]);
-          seen.push([`Log-probability ${when(model)}`, `${value ? "\u2212" : ""}${(value / 1000).toFixed(3)} (${chance(value)})`, Math.exp(-value / 1000)]);
+          const nats = (value / 1000).toFixed(3);
+          seen.push([WHEN[model] ? `${capital(WHEN[model])} training` : model,
+            `loss ${nats}, log-probability ${value ? "\u2212" : ""}${nats} (${chance(value)})`, Math.exp(-value / 1000)]);
         }
         if (!scores.some(([, values]) => values[place] !== null)) {
           seen.push(["Loss and log-probability", part ? "not recorded" : "none: it is only read"]);
