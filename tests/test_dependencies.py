@@ -138,7 +138,7 @@ def test_nothing_but_the_stages_and_the_command_line_imports_the_report() -> Non
         for other, _ in own_imports(module)
         if other.startswith("report") and not module.startswith("report")
     }
-    assert users <= {"stages", "commands.stages"}
+    assert users <= {"stages", "commands.stages", "commands.reporting"}
 
 
 @pytest.mark.parametrize("module", MODULES)

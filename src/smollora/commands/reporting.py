@@ -30,7 +30,7 @@ def report(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """One self-contained HTML page from the files of a run; several folders stand side by side."""
+    """One self-contained HTML page from the files of the run. Several folders: side by side."""
     from smollora.config import shipped_recipes
 
     recipe, _ = split_recipe(target, others)

@@ -239,9 +239,9 @@ def recipe_differences(
     for text in texts:
         try:
             value = yaml.safe_load(text) if text is not None else None
+            read.append(dict(_flat(value)) if isinstance(value, dict) else {})
         except (yaml.YAMLError, ValueError, RecursionError):
-            value = None
-        read.append(dict(_flat(value)) if isinstance(value, dict) else {})
+            read.append({})
     names = dict.fromkeys(name for values in read for name in values)
     rows = ((name, tuple(values.get(name) for values in read)) for name in names)
     return tuple((name, cells) for name, cells in rows if len(set(cells)) > 1)

@@ -85,7 +85,8 @@ document.addEventListener("DOMContentLoaded", () => {
     if (to === undefined || !tokens[to]) return;
     event.preventDefault();
     tokens[to].tabIndex = -1;
-    tokens[to].focus();
+    tokens[to].focus({ preventScroll: true });
+    tokens[to].scrollIntoView({ block: "nearest", behavior: "instant" }); // its margin keeps clear of the microscope
   });
 
   const island = JSON.parse(byId("island")?.textContent || "null");

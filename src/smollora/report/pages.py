@@ -37,7 +37,7 @@ def fitting_page(name: str, values_at: Callable[[float], Mapping[str, Any]], of:
         SmolloraError: the page is larger even with empty lists.
     """
     for share in (1.0, 0.6, 0.3, 0.0):
-        page = load_page(name).render(**values_at(share))
+        page = load_page(name).render(**values_at(share)).lstrip()
         if len(page.encode()) < PAGE_BYTES:
             return page
     raise SmolloraError(
