@@ -3,7 +3,7 @@
 Two thousand rows as elements would be a page of many megabytes that opens slowly; as JSON in a
 `<script type="application/json">`, which no browser runs, they are read in milliseconds and drawn
 twenty at a time. A token is a number into one list of (id, text) pairs; owners and labels are run
-lengths; log-probabilities are thousandths of a nat.
+lengths; log-probabilities, of labelled tokens alone, are thousandths of a nat.
 
 Everything in it comes from data sets and models. Every string goes through `show.visible`; `<`,
 `>` and `&` are written as JSON escapes, so that nothing can close the element; the script puts
@@ -118,10 +118,14 @@ def row_payload(row: TokenRow, vocabulary: Vocabulary) -> dict[str, Any]:
         **_gap(row.tokens),
     }
     if row.logprobs:
-        scored = {model: row.logprobs[model] for model in row.logprobs}
+        (counts,) = _ends(row.trained)
         payload["logprobs"] = {
-            model: [_thousandths(value) for value in _ends(values)[0]]
-            for model, values in scored.items()
+            model: [
+                _thousandths(value)
+                for value, labelled in zip(_ends(values)[0], counts, strict=True)
+                if labelled
+            ]
+            for model, values in row.logprobs.items()
         }
         payload["loss"] = _loss_by_part(row)
     return payload

@@ -127,7 +127,10 @@ document.addEventListener("DOMContentLoaded", () => {
 
     const rowBody = (row) => {
       const labels = row.runs.flatMap(([owner, part, length]) => Array(length).fill([owner, part]));
-      const scores = Object.entries(row.logprobs ?? {});
+      const scores = Object.entries(row.logprobs ?? {}).map(([model, values]) => {
+        let next = 0; // values are those of labelled tokens alone
+        return [model, labels.map(([, part]) => (part ? values[next++] : null))];
+      });
       const role = (owner) => row.roles[owner];
       const kindOf = (place) => {
         const [owner, part] = labels[place];
