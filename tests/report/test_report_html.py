@@ -297,7 +297,7 @@ def many(data: ReportData, cases: int, tokens: int) -> ReportData:
         for number in range(cases)
         for model in ("base", "merged")
     )
-    return replace(data, records=records, preview=data.preview * 20)
+    return replace(data, records=records, preview=data.preview * 60)
 
 
 def test_the_page_stays_under_its_limit_and_says_what_it_left_out(finished_run: Path) -> None:
@@ -306,7 +306,7 @@ def test_the_page_stays_under_its_limit_and_says_what_it_left_out(finished_run: 
     held = island_of(page)
     shown = re.search(r"Showing ([\d,]+) of 3,000 cases", section(page, "examples"))
     assert shown and len(held["cases"]) == int(shown[1].replace(",", "")) > 200
-    rows = re.search(r"Showing ([\d,]+) of 1,200 rows", section(page, "tokens"))
+    rows = re.search(r"Showing ([\d,]+) of 3,600 rows", section(page, "tokens"))
     assert rows and len(held["rows"]) == int(rows[1].replace(",", "")) > 200
 
 
