@@ -25,7 +25,7 @@ LEVELS = {
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
     **dict.fromkeys(("prompt_tree", "prompt_attention", "slots", "slot_run"), 4),
-    **dict.fromkeys(("architecture", "wire", "chat_form", "endpoint"), 4),
+    **dict.fromkeys(("architecture", "token_logprobs", "wire", "chat_form", "endpoint"), 4),
     "likelihood": 4,
     **dict.fromkeys(("probe", "locate", "evaluate", "serve", "doctor", "chat"), 5),
     "report": 6,
@@ -142,7 +142,7 @@ def test_nothing_but_the_stages_and_the_command_line_imports_the_report() -> Non
         for other, _ in own_imports(module)
         if other.startswith("report") and not module.startswith("report")
     }
-    assert users <= {"stages", "commands.stages"}
+    assert users <= {"stages", "commands.stages", "commands.reporting"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -16,6 +16,7 @@ from smollora.commands import (
     doctoring,
     evaluation,
     probing,
+    reporting,
     serving,
     stages,
     starting,
@@ -47,9 +48,9 @@ app.command("merge", help="Adapter and base become one model, proved on logits."
     stages.stage_command("merge")
 )
 app.command()(probing.probe)
-app.command("report", help="One self-contained HTML page from the files of the run.")(
-    stages.stage_command("report")
-)
+app.command("probe", help="The same questions to base and merged model, answered in token ids.")(
+    stages.stage_command("probe")
+app.command()(reporting.report)
 app.command()(templates.repair)
 app.command()(templates.template)
 app.command("eval")(evaluation.evaluate)

@@ -40,7 +40,14 @@ from smollora.models import (
 )
 from smollora.progress import meter
 from smollora.render import Renderer
-from smollora.runs import code_version, read_json, write_json, write_jsonl, write_whole
+from smollora.runs import (
+    code_version,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_whole,
+)
 from smollora.templates import audit as template_audit
 from smollora.templates import repair as template_repair
 from smollora.templates.engine import load_shipped
@@ -548,6 +555,7 @@ def probe(run: Run) -> dict[str, Any]:
         except TemplateError as error:
             values["stock_template_refuses"] = error.message
     records: list[dict[str, Any]] = []
+    preview: list[dict[str, Any]] = []
     loaded: tuple[Path, Any] | None = None
     for name, folder, used, asked_cases, limit in plan:
         if loaded is None or loaded[0] != folder:
@@ -569,11 +577,23 @@ def probe(run: Run) -> dict[str, Any]:
         values["by_category"][name] = by_category(asked)
         values["by_language"][name] = by_language(asked)
         values["by_system"][name] = by_system(asked)
+        if name in ("base", "merged"):
+            preview.extend(_preview_logprobs(run, name, loaded[1]))
     values["gate"] = judge(values["merged"], section.gate)
     values["reasons"] = reasons(values["gate"])
     values["passed"] = not values["reasons"]
     write_jsonl(run.folder / "probe" / "records.jsonl", records)
+    write_jsonl(run.folder / "probe" / "preview_logprobs.jsonl", preview)
     return values
+
+
+def _preview_logprobs(run: Run, name: str, model: Any) -> list[dict[str, Any]]:
+    """What the model makes of the training rows that the report shows, token by token."""
+    from smollora.token_logprobs import score_rows
+
+    rows = read_jsonl(run.folder / "mix" / "preview.jsonl")
+    with meter(run.console, f"preview {name}", len(rows), "rows") as shown:
+        return list(score_rows(model, name, rows, on_done=shown.to))
 
 
 def report(run: Run) -> dict[str, Any]:
