@@ -25,6 +25,7 @@ LEVELS = {
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
     **dict.fromkeys(("architecture", "wire", "chat_form", "endpoint"), 4),
+    **dict.fromkeys(("chat.child", "chat.stream"), 4),
     **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat"), 5),
     "report": 6,
     **dict.fromkeys(("cli", "stages", "pipeline", "plan", "inspection", "progress"), 7),

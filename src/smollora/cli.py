@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from smollora.commands import evaluation, stages, templates
+from smollora.commands import chatting, evaluation, stages, templates
 from smollora.errors import GateFailed, SmolloraError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ app.command("report", help="One self-contained HTML page from the files of the r
 )
 app.command()(templates.repair)
 app.command()(templates.template)
+app.command()(chatting.chat)
 app.command("eval")(evaluation.evaluate)
 
 
