@@ -39,7 +39,7 @@ from tiny_runs import (
     write_rows,
 )
 
-VERBS = [*pipeline.STAGES, "run", "eval", "repair", "template"]
+VERBS = [*pipeline.STAGES, "run", "eval", "repair", "template", "chat"]
 BEFORE_TRAIN = ("inspect", "prepare", "verify", "mix")
 
 

@@ -44,7 +44,7 @@ def test_every_command_that_is_named_exists(page: Path) -> None:
 def test_the_readme_names_the_commands_that_there_are() -> None:
     stages = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
     assert stages <= VERBS
-    assert stages | {"run", "eval", "repair", "template"} == VERBS
+    assert stages | {"run", "eval", "repair", "template", "chat"} == VERBS
 
 
 def test_the_help_in_the_readme_is_the_help_of_the_command() -> None:

@@ -95,9 +95,14 @@ class Screen:
         self._line(f"error: {visible(text)}", "red")
 
     def _line(self, text: str, style: str) -> None:
-        wraps = self._err.is_terminal
-        self._err.print(Text(text, style=style), soft_wrap=not wraps)
-        self._err.file.flush()
+        err = self._err
+        plain = err.no_color or err.is_dumb_terminal
+        self._err.print(
+            Text(text, style="" if plain else style),
+            soft_wrap=not err.is_terminal,
+            width=_columns() if err.is_terminal else None,
+        )
+        err.file.flush()
 
     def page(self, lines: list[Text]) -> None:
         """The answer to a command, on stdout."""
@@ -176,6 +181,7 @@ class Screen:
         """See `Person`."""
         settings = session.settings
         with stop_on_interrupt() as stop:
+            self.notice(f"{call.name} runs, at most {settings.tool_seconds:g} s; Ctrl-C ends it")
             outcome = box.run(
                 call,
                 seconds=settings.tool_seconds,
@@ -186,6 +192,14 @@ class Screen:
             self.notice(f"{call.name} printed: {outcome.printed}")
         self._line(f"{call.name}: {_shortened(visible(outcome.content))}", "cyan")
         return outcome
+
+
+def _columns() -> int:
+    """The width of the terminal on stderr; rich takes any dumb one for 80 columns wide."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _shortened(text: str, limit: int = 400) -> str:
