@@ -1,9 +1,9 @@
 """A chat with a trained model in a real terminal, written down, with times.
 
-`python bench/chat_transcript.py MODEL`: starts `smollora chat MODEL --tools bench/chat_tools.py` in a
-pseudo-terminal, approves one tool and refuses one, and prints what stood on the screen; then the
-time from the start of the process to the first letter of an answer, through a pipe, and from Enter to
-the first letter. Run it twice: the first start reads the files from disk.
+`python bench/chat_transcript.py MODEL`: starts `smollora chat MODEL --tools bench/chat_tools.py` in
+a pseudo-terminal, approves one tool and refuses one, and prints what stood on the screen; then the
+time from the start of the process to the first letter of an answer, through a pipe, and from Enter
+to the first letter. Run it twice: the first start reads the files from disk.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def main() -> None:
     model = sys.argv[1]
     print(transcript(model), flush=True)
     times = [f"{from_nothing(model):.2f}" for _ in range(3)]
-    print(f"--- from the start of the process to the first letter, three times: {', '.join(times)} s")
+    print(
+        f"--- from the start of the process to the first letter, three times: {', '.join(times)} s"
+    )
 
 
 if __name__ == "__main__":

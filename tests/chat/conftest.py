@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from pseudo_terminal import PseudoTerminal
+
 from smollora.templates.engine import load_shipped
-from tiny_models import tiny_tokenizer
 
 HERE = Path(__file__).parent
 
@@ -74,6 +73,8 @@ def call_text(name: str, **arguments: Any) -> str:
 
 def write_chat_model(folder: Path, template: str | None, context: int = 4096) -> Path:
     """A folder that can be opened for a chat, with an empty file for weights."""
+    from tiny_models import tiny_tokenizer
+
     tiny_tokenizer(template=template).save_pretrained(folder)
     config = {"model_type": "llama", "max_position_embeddings": context, "eos_token_id": 2}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

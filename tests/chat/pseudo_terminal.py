@@ -1,4 +1,4 @@
-"""A program in a real pseudo-terminal, driven as a person does: wait for words, type, press Ctrl-C."""
+"""A program in a real pseudo-terminal, driven as by a person: wait for words, type, press keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`smollora chat` with the weights replaced by a script; a program that the tests run in a terminal.
+"""`smollora chat` with the weights replaced by a script; the tests run it in a terminal.
 
 `python scripted_chat.py SCRIPT.json ARGUMENTS...`: the script is a list of answers, one for each
 time that the model is asked. `{"repeat": TEXT}` says it again and again, until it is stopped.

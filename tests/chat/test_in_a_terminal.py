@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from pseudo_terminal import CTRL_C, CTRL_D
 
 from conftest import HERE, Start, call_text
-from pseudo_terminal import CTRL_C, CTRL_D
 
 
 def test_a_tool_runs_after_a_yes_and_not_after_a_no(
@@ -41,7 +41,7 @@ def test_a_tool_runs_after_a_yes_and_not_after_a_no(
     chat.wait_for("> ")
     chat.type("/prompt")
     prompt = chat.wait_for("> ")
-    assert '<tool_response>\nwritten\n</tool_response>' in prompt
+    assert "<tool_response>\nwritten\n</tool_response>" in prompt
     assert "the user did not allow leave_a_mark to run" in prompt
     chat.type("/quit")
     assert chat.ends() == 0
@@ -178,8 +178,8 @@ def piped(
 def test_a_pipe_gets_the_answer_and_nothing_else(
     chat_model: Path, environment: dict[str, str]
 ) -> None:
-    done = piped(["Good day.\nTwo lines."], "Hello\n", chat_model, environment)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "Good day.\nTwo lines.\n", "")
+    done = piped(["Good day.\n\tTwo lines."], "Hello\n", chat_model, environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Good day.\n\tTwo lines.\n", "")
 
 
 def test_in_a_pipe_no_tool_runs(

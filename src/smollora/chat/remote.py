@@ -83,9 +83,8 @@ class EndpointAnswerer:
                 session.tools,
                 stream=True,
                 max_tokens=session.settings.max_new_tokens,
-                temperature=None,
                 on_delta=heard,
-                **_more(session),
+                **_sampling(session),
             )
             finish = "length" if found.finish_reason == "length" else "stop"
         except KeyboardInterrupt:
@@ -107,16 +106,19 @@ class EndpointAnswerer:
         )
 
 
-def _more(session: Session) -> dict[str, Any]:
-    """What was set by hand, under the names that servers know."""
+def _sampling(session: Session) -> dict[str, Any]:
+    """What was set by hand, under the names that servers know; temperature None leaves it to it."""
     settings = session.settings
-    names = ("temperature", "top_p", "repetition_penalty", "seed")
+    names = ("top_p", "repetition_penalty", "seed")
     given = {name: getattr(settings, name) for name in names if name in settings.model_fields_set}
+    given = {name: value for name, value in given.items() if value is not None}
+    chosen = "temperature" in settings.model_fields_set
+    given["temperature"] = settings.temperature if chosen else None
     if "do_sample" in settings.model_fields_set and not settings.do_sample:
         given["temperature"] = 0.0
     if session.thinking is not None:
         given["chat_template_kwargs"] = {"enable_thinking": session.thinking}
-    return {name: value for name, value in given.items() if value is not None}
+    return given
 
 
 def _read(call: ServedCall) -> ParsedCall:

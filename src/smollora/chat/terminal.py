@@ -7,6 +7,7 @@ standard library's readline; a further library would add little to one line of i
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -35,6 +36,9 @@ class Screen:
     """stdin, stdout and stderr of a chat; a `Person` as `turn` sees one."""
 
     def __init__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
         self.asks = sys.stdin.isatty()
         """Whether somebody can be asked."""
         self._edits = self.asks and sys.stdout.isatty()
@@ -64,10 +68,12 @@ class Screen:
             return
         self._blank = False
         self._said = text
-        console = self._err if kind == "thought" else self._out
-        style = "dim" if kind == "thought" else ""
-        console.print(Text(visible(text), style=style), end="", soft_wrap=True)
-        console.file.flush()
+        if kind == "thought":
+            self._err.print(Text(visible(text), style="dim"), end="", soft_wrap=True)
+            self._err.file.flush()
+        else:  # as it is: rich would write spaces for tabs
+            self._out.file.write(visible(text))
+            self._out.file.flush()
 
     def answered(self, answer: Answer) -> None:
         """See `Person`."""
@@ -107,7 +113,10 @@ class Screen:
     def page(self, lines: list[Text]) -> None:
         """The answer to a command, on stdout."""
         for line in lines:
-            self._out.print(line, soft_wrap=True)
+            if self.colours:
+                self._out.print(line, soft_wrap=True)
+            else:
+                self._out.file.write(f"{line.plain}\n")
         self._out.file.flush()
 
     @property
