@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_ctrl_c_stops_the_answer_and_twice_at_the_prompt_the_program(start: Star
     chat.wait_for("> ")
     chat.press(CTRL_C)
     assert chat.ends() == 130
+    assert "finished stages" not in chat.text and "Traceback" not in chat.text
 
 
 def test_ctrl_d_leaves(start: Start) -> None:
@@ -209,3 +211,27 @@ def test_stdin_without_a_message_is_said(
     done = piped(["never"], given, chat_model, environment)
     assert done.returncode == 2
     assert "stdin" in done.stderr and "hint:" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_in_a_pipe_ends_the_answer_and_the_program(
+    chat_model: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps([{"repeat": "on and on "}]), encoding="utf-8")
+    program = [sys.executable, str(HERE / "scripted_chat.py"), str(script), str(chat_model)]
+    child = subprocess.Popen(
+        program,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    assert child.stdin and child.stdout
+    child.stdin.write(b"Talk.")
+    child.stdin.close()
+    child.stdin = None
+    assert child.stdout.read(4) == b"on a"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert out.endswith(b"\n") and err == b"[stopped]\n"

@@ -35,7 +35,9 @@ def test_schemas_are_those_of_apply_chat_template(box: Toolbox, tool_file: Path)
         *("get_weather", "leave_a_mark", "fail", "flood", "hang", "give_up")
     ]
     for spec in box.specs:
-        assert spec.as_openai() == get_json_schema(namespace[spec.name])
+        expected = get_json_schema(namespace[spec.name])
+        del expected["function"]["return"]  # what it returns is not offered: no row teaches it
+        assert spec.as_openai() == expected
 
 
 def test_a_result_is_json_and_a_text_is_itself(box: Toolbox, tmp_path: Path) -> None:

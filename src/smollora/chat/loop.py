@@ -69,8 +69,9 @@ def _do(talk: Talk, screen: Screen, line: str) -> None:
         screen.error(str(error))
 
 
-def answer_pipe(talk: Talk, screen: Screen) -> None:
-    """All of stdin is one message; its answer goes to stdout.
+def answer_pipe(talk: Talk, screen: Screen) -> int:
+    """All of stdin is one message; its answer goes to stdout. The exit code: 0, or 130 after
+    Ctrl-C.
 
     Raises:
         SmolloraError: there is no message, or no answer.
@@ -88,3 +89,5 @@ def answer_pipe(talk: Talk, screen: Screen) -> None:
     talk.session, talk.last = turn.session, turn.answers
     if not any(answer.message.content.strip() for answer in turn.answers):
         screen.notice("there is no answer in words")
+    interrupted = not turn.answers or turn.answers[-1].finish == "interrupted"
+    return 130 if interrupted else 0

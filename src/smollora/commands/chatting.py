@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,9 +125,9 @@ def _talk(session: Session, answerer: Answerer, box: Toolbox, who: str) -> None:
     for note in talk.answerer.notes(session):
         screen.notice(note)
     if not screen.asks:
-        answer_pipe(talk, screen)
-        return
-    screen.notice(f"{who}; /help lists the commands")
-    code = converse(talk, screen, cache_folder() / "chat_history")
+        code = answer_pipe(talk, screen)
+    else:
+        screen.notice(f"{who}; /help lists the commands")
+        code = converse(talk, screen, cache_folder() / "chat_history")
     if code:
-        raise typer.Exit(code)
+        sys.exit(code)  # typer's own Exit(130) would be explained as an interrupted run
