@@ -263,3 +263,37 @@ def test_weights_are_waited_for_and_their_error_is_the_answer(chat_model: Path) 
     with pytest.raises(SmolloraError, match="cannot load the model"):
         opened.stream()
     assert isinstance(open_local(str(chat_model)).answerer, LocalAnswerer)
+
+
+# ── what cannot be talked to ──────────────────────────────────────────────────────────────────
+
+
+def test_without_a_model_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat_model: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SmolloraError) as found:
+        open_local(None)
+    assert "runs/starter" in found.value.message and "smollora run" in found.value.hint
+    merged = tmp_path / "runs" / "starter" / "merge"
+    merged.mkdir(parents=True)
+    (merged / "model").symlink_to(chat_model)
+    assert open_local(None).folder == open_local("runs/starter").folder
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [
+        ("chat_template.jinja", "no chat template"),
+        ("model.safetensors", "no safetensors"),
+        ("tokenizer.json", "tokenizer"),
+    ],
+)
+def test_a_model_that_lacks_something_is_refused_before_anything_is_typed(
+    tmp_path: Path, gone: str, words: str
+) -> None:
+    folder = write_chat_model(tmp_path / "m", load_shipped("chatml_tools"))
+    (folder / gone).unlink()
+    with pytest.raises(SmolloraError, match=words) as found:
+        open_local(str(folder))
+    assert found.value.exit_code == 2 and found.value.hint
