@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_parts import call_text, write_chat_model
 from scripted_chat import ScriptedStream
 
-from conftest import call_text, write_chat_model
 from smollora.chat.answerer import Answer
 from smollora.chat.commands import COMMANDS, Talk, run_command
 from smollora.chat.local import LocalAnswerer, OpenedModel, open_local

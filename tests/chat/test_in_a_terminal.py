@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from chat_parts import HERE, Start, call_text
 from pseudo_terminal import CTRL_C, CTRL_D
-
-from conftest import HERE, Start, call_text
 
 
 def test_a_tool_runs_after_a_yes_and_not_after_a_no(

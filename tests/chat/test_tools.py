@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from chat_parts import TOOLS
 
-from conftest import TOOLS
 from smollora.chat.tools import Toolbox, load_tools
 from smollora.errors import DataError
 from smollora.types import ToolCall
