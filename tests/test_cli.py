@@ -42,7 +42,7 @@ from tiny_runs import (
 VERBS = [
     *pipeline.STAGES,
     *("run", "eval", "repair", "template"),
-    *("init", "check", "doctor", "serve"),
+    *("init", "check", "doctor", "serve", "chat"),
 ]
 BEFORE_TRAIN = ("inspect", "prepare", "verify", "mix")
 

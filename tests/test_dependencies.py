@@ -28,6 +28,7 @@ LEVELS = {
     **dict.fromkeys(("architecture", "token_logprobs", "wire", "chat_form", "endpoint"), 4),
     "likelihood": 4,
     **dict.fromkeys(("probe", "locate", "evaluate", "serve", "doctor", "chat"), 5),
+    **dict.fromkeys(("chat.child", "chat.stream"), 4),
     "report": 6,
     **dict.fromkeys(("cli", "stages", "pipeline", "plan", "inspection", "progress"), 7),
     "commands": 7,

@@ -50,7 +50,7 @@ def test_every_command_that_is_named_exists(page: Path) -> None:
 def test_the_readme_names_the_commands_that_there_are() -> None:
     stages = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
     assert stages <= VERBS
-    named = {"check", "doctor", "eval", "init", "repair", "run", "serve", "template"}
+    named = {"chat", "check", "doctor", "eval", "init", "repair", "run", "serve", "template"}
     assert stages | named == VERBS
 
 

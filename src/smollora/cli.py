@@ -13,6 +13,7 @@ from typing import NoReturn
 import typer
 
 from smollora.commands import (
+    chatting,
     doctoring,
     evaluation,
     probing,
@@ -48,14 +49,13 @@ app.command("merge", help="Adapter and base become one model, proved on logits."
     stages.stage_command("merge")
 )
 app.command()(probing.probe)
-app.command("probe", help="The same questions to base and merged model, answered in token ids.")(
-    stages.stage_command("probe")
 app.command()(reporting.report)
 app.command()(templates.repair)
 app.command()(templates.template)
 app.command("eval")(evaluation.evaluate)
-app.command()(doctoring.doctor)
 app.command(context_settings={"allow_extra_args": True})(serving.serve)
+app.command()(doctoring.doctor)
+app.command()(chatting.chat)
 app.command()(starting.init)
 app.command()(starting.check)
 
