@@ -241,8 +241,8 @@ def _run(
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as an exit does, so that the server is stopped first; what nohup or a
-    script told to ignore stays ignored.
+    """SIGTERM and SIGHUP unwind as an exit does, so that the server is stopped first; what nohup
+    told us to ignore stays ignored.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
