@@ -22,7 +22,7 @@ from smollora.config import MergeSection
 from smollora.errors import ModelError
 from smollora.models import load_model, ties_embeddings
 from smollora.runs import whole_folder
-from smollora.train import untie_head
+from smollora.train.adapter import untie_head
 
 EXACT_UP_TO = 1_000_000_000
 """Parameters up to which weights are compared in float64 arithmetic: adding up in another order
