@@ -24,10 +24,10 @@ LEVELS = {
     **dict.fromkeys(("tokens", "tokenizer_file", "templates", "columns", "render", "verify"), 2),
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
-    "architecture": 4,
+    **dict.fromkeys(("architecture", "launch"), 4),
     **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat"), 5),
     "report": 6,
-    **dict.fromkeys(("cli", "stages", "pipeline", "plan", "inspection", "progress"), 7),
+    **dict.fromkeys(("cli", "__main__", "stages", "pipeline", "plan", "inspection", "progress"), 7),
     "commands": 7,
     **dict.fromkeys(("template_repair", "template_view"), 7),
     "evaluate.run": 7,  # asks a finished run, which it reads through stages

@@ -40,14 +40,19 @@ def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int])
             f"train.targets: {', '.join(unknown)} match nothing in {type(model).__name__}",
             f"linear layers there: {', '.join(sorted(leaves))}",
         )
+    _check_whole_modules(model, settings)
     targets = list(settings.targets)
     extra: dict[str, Any] = {}
-    embedding = next(n for n, m in model.named_modules() if m is model.get_input_embeddings())
+    embedding = _leaf(model, model.get_input_embeddings())
+    if settings.modules_to_save:
+        extra["modules_to_save"] = list(settings.modules_to_save)
+        if set(settings.modules_to_save) & {embedding, _leaf(model, model.get_output_embeddings())}:
+            untie_head(model)
     if settings.embeddings == "lora":
         untie_head(model)
-        targets.append(embedding.rsplit(".", 1)[-1])
+        targets.append(embedding)
     elif settings.embeddings == "tool_tokens" and token_ids:
-        extra["trainable_token_indices"] = {embedding.rsplit(".", 1)[-1]: list(token_ids)}
+        extra["trainable_token_indices"] = {embedding: list(token_ids)}
     peft = get_peft_model(
         model,
         LoraConfig(
@@ -55,6 +60,8 @@ def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int])
             lora_alpha=settings.alpha,
             lora_dropout=settings.dropout,
             target_modules=targets,
+            use_rslora=settings.rslora,
+            use_dora=settings.dora,
             task_type="CAUSAL_LM",
             **extra,
         ),
@@ -63,6 +70,38 @@ def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int])
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return peft
+
+
+def _leaf(model: Any, module: Any) -> str:
+    """The last part of a module's name: "embed_tokens"."""
+    path: str = next(n for n, m in model.named_modules() if m is module)
+    return path.rsplit(".", 1)[-1]
+
+
+def _check_whole_modules(model: Any, settings: TrainSection) -> None:
+    """Raise where a module that is to be trained whole is absent, or trained otherwise as well."""
+    if not settings.modules_to_save:
+        return
+    leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules() if name}
+    unknown = [name for name in settings.modules_to_save if name not in leaves]
+    if unknown:
+        raise ConfigError(
+            f"train.modules_to_save: {', '.join(unknown)} match nothing in {type(model).__name__}",
+            f"modules there: {', '.join(sorted(n for n in leaves if not n.isdigit()))}",
+        )
+    twice = sorted(set(settings.modules_to_save) & set(settings.targets))
+    if twice:
+        raise ConfigError(
+            f"{', '.join(twice)} stands in train.targets and in train.modules_to_save",
+            "take it out of one of them",
+        )
+    ends = {_leaf(model, model.get_input_embeddings()), _leaf(model, model.get_output_embeddings())}
+    if settings.embeddings != "frozen" and ends & set(settings.modules_to_save):
+        raise ConfigError(
+            f"train.modules_to_save={list(settings.modules_to_save)} beside"
+            f" train.embeddings={settings.embeddings}: both would train the embedding's rows",
+            "set train.embeddings=frozen",
+        )
 
 
 def untie_head(model: Any) -> None:

@@ -6,9 +6,10 @@ answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from smollora.attention import NAME as TREE_ATTENTION
 from smollora.attention import use_tree_attention
@@ -19,6 +20,31 @@ from smollora.types import PARTS
 
 HEAD_CHUNK = 256
 """Labelled positions whose logits exist at one time."""
+
+
+class PackLoss(NamedTuple):
+    """What a pack gave; all are tensors."""
+
+    total: Any
+    """Sum of weighted losses: what is trained."""
+    weight: Any
+    """Sum of weights."""
+    by_part: Any
+    """Unweighted losses by part [5]."""
+    counts: Any
+    """Labelled tokens by part [5]."""
+    hits: Any
+    """Those of them that the model thought most likely [5]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a model makes of rows, without weights; None over no tokens."""
+
+    loss: float | None
+    loss_by_part: dict[str, float | None]
+    accuracy_by_part: dict[str, float | None]
+    """Share of the labelled tokens that were the most likely ones."""
 
 
 def sliding_window(config: Any) -> int | None:
@@ -76,13 +102,13 @@ class TreeLoss:
         self.window = sliding_window(base.config)
         refuse_scaled_logits(base)
         self.tree_attention = device == "cpu"
+        own = base.config._attn_implementation
+        self._own_attention = "sdpa" if own == TREE_ATTENTION else own
         if self.tree_attention:
             use_tree_attention(base)
 
-    def __call__(self, batch: Batch) -> tuple[Any, Any, Any, Any]:
-        """(sum of weighted losses, sum of weights, unweighted losses by part [5],
-        counts by part [5]).
-        """
+    def __call__(self, batch: Batch) -> PackLoss:
+        """Compute one pack."""
         import torch
         from torch.nn import functional
         from torch.utils.checkpoint import checkpoint
@@ -109,10 +135,10 @@ class TreeLoss:
             ).last_hidden_state
             flat = hidden.reshape(-1, hidden.shape[-1])[batch.select.to(self.device)]
 
-            def losses(states: Any, targets: Any) -> Any:
-                return functional.cross_entropy(
-                    self.head(states).float(), targets, reduction="none"
-                )
+            def losses(states: Any, targets: Any) -> tuple[Any, Any]:
+                logits = self.head(states).float()
+                right = logits.detach().argmax(dim=-1) == targets
+                return functional.cross_entropy(logits, targets, reduction="none"), right
 
             pieces = []
             targets = batch.targets.to(self.device)
@@ -122,19 +148,48 @@ class TreeLoss:
                 pieces.append(
                     checkpoint(losses, *part, use_reentrant=False) if many else losses(*part)
                 )
-            each = torch.cat(pieces) if pieces else flat.sum() * 0
+            each = torch.cat([loss for loss, _ in pieces]) if pieces else flat.sum(dim=-1) * 0
+            right = torch.cat([hit for _, hit in pieces]) if pieces else each.detach().bool()
         weights = batch.weights.to(self.device)
         plain = each.detach()
         parts = batch.parts.to(self.device)
-        by_part = torch.zeros(len(PARTS), device=self.device).index_add_(0, parts, plain)
-        counts = torch.zeros(len(PARTS), device=self.device).index_add_(
-            0, parts, torch.ones_like(plain)
+
+        def by_part(values: Any) -> Any:
+            return torch.zeros(len(PARTS), device=self.device).index_add_(0, parts, values)
+
+        return PackLoss(
+            (each * weights).sum(),
+            weights.sum(),
+            by_part(plain),
+            by_part(torch.ones_like(plain)),
+            by_part(right.to(plain.dtype)),
         )
-        return (each * weights).sum(), weights.sum(), by_part, counts
+
+    @contextmanager
+    def as_before(self) -> Iterator[Any]:
+        """The model as transformers' generate would see it: its own attention, layers not
+        compiled (prompts have many lengths), in evaluation mode.
+        """
+        import torch
+
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        trains = self.model.training
+        low = self.dtype != torch.float32
+        self.model.eval()
+        if self.tree_attention:
+            base.set_attn_implementation(self._own_attention)
+        context: Any = torch.autocast(self.device, dtype=self.dtype) if low else nullcontext()
+        try:
+            with torch.compiler.set_stance("force_eager"), torch.no_grad(), context:
+                yield self.model
+        finally:
+            if self.tree_attention:
+                use_tree_attention(base)
+            self.model.train(trains)
 
 
 def mean_by_part(sums: Any, counts: Any) -> dict[str, float | None]:
-    """Mean loss of each part; None where the batch holds none."""
+    """Mean of each part; None where there is none of it."""
     return {
         part: round(float(sums[i] / counts[i]), 4) if counts[i] else None
         for i, part in enumerate(PARTS)
@@ -142,21 +197,39 @@ def mean_by_part(sums: Any, counts: Any) -> dict[str, float | None]:
 
 
 def evaluate_loss(
-    loss_of: TreeLoss, rows: Sequence[Row], settings: TrainSection, pad_id: int
-) -> tuple[float | None, dict[str, float | None]]:
-    """Mean unweighted loss over rows, whole and by part (None over no rows)."""
+    loss_of: TreeLoss,
+    rows: Sequence[Row],
+    settings: TrainSection,
+    pad_id: int,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    add_up: Callable[[Any], Any] = lambda values: values,
+) -> Evaluation:
+    """Mean unweighted loss and accuracy over rows, whole and by part.
+
+    Args:
+        rank, processes: this process computes its share of the packs ...
+        add_up: ... and this adds a tensor [3, 5] up over the processes.
+    """
     import torch
 
-    sums = counts = torch.zeros(len(PARTS))
+    found = torch.zeros(3, len(PARTS))
     trains = loss_of.model.training
     loss_of.model.eval()  # without dropout
-    for batch in _batches(rows, settings, pad_id):
-        with torch.no_grad():
-            _, _, by_part, count = loss_of(batch)
-        sums, counts = sums + by_part.cpu(), counts + count.cpu()
+    for number, batch in enumerate(_batches(rows, settings, pad_id)):
+        if number % processes == rank:
+            with torch.no_grad():
+                pack = loss_of(batch)
+            found = found + torch.stack([pack.by_part, pack.counts, pack.hits]).cpu()
     loss_of.model.train(trains)
+    sums, counts, hits = add_up(found)
     total = float(counts.sum())
-    return (round(float(sums.sum()) / total, 4) if total else None), mean_by_part(sums, counts)
+    return Evaluation(
+        round(float(sums.sum()) / total, 4) if total else None,
+        mean_by_part(sums, counts),
+        mean_by_part(hits, counts),
+    )
 
 
 def _batches(rows: Sequence[Row], settings: TrainSection, pad_id: int) -> Iterator[Batch]:
