@@ -1,5 +1,6 @@
 # make run    the main job: prove, teach and prove again, on a small model (ARGS="train.epochs=2")
 # make test   ruff, mypy and every test (ARGS="-k merge")
+# make docs   the documentation as a site in build/site; no network needed
 # Needs make and Python 3.11 or newer; both set themselves up in .venv, once.
 
 PYTHON ?= python3
@@ -9,10 +10,10 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DELETE_ON_ERROR:
-.PHONY: help run test lint clean
+.PHONY: help run test lint docs clean
 
 help:
-	@sed -n '1,3s/^# //p' $(firstword $(MAKEFILE_LIST))
+	@sed -n '1,4s/^# //p' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.ready-run
 	$(BIN)/smollora run $(ARGS)
@@ -24,6 +25,9 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.ready-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -39,7 +39,11 @@ from tiny_runs import (
     write_rows,
 )
 
-VERBS = [*pipeline.STAGES, "run", "eval", "repair", "template"]
+VERBS = [
+    *pipeline.STAGES,
+    *("run", "eval", "repair", "template"),
+    *("init", "check", "doctor", "serve", "chat"),
+]
 BEFORE_TRAIN = ("inspect", "prepare", "verify", "mix")
 
 
@@ -601,7 +605,7 @@ def test_eval_asks_both_models_of_a_finished_run(go: Go, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (["--suite", "bfcl"], '"bfcl" is no suite'),
+        (["--suite", "gsm8k"], '"gsm8k" is no suite'),
         (["--model", "tuned", "--suite", "x.jsonl"], '"tuned" is no model'),
         (["--suite", "missing.jsonl"], "run `smollora run` first"),
     ],
@@ -610,7 +614,7 @@ def test_eval_asks_both_models_of_a_finished_run(go: Go, tmp_path: Path) -> None
 def test_eval_refuses_what_is_not_there(
     go: Go, tmp_path: Path, flags: list[str], word: str
 ) -> None:
-    if "bfcl" in flags:
+    if "gsm8k" in flags:
         for folder in ("base", "merge/model"):
             (tmp_path / "runs/tiny" / folder).mkdir(parents=True)
     one_message(go("eval", *flags), 2, word)

@@ -1,16 +1,21 @@
-"""README and docs say what is there: commands, links, help, figures."""
+"""README and docs say what is there: commands and their options, links, help, recipes, imports."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
+import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
-from smollora.config import load_recipe
+from smollora.config import check_recipe, load_recipe
 from smollora.errors import ConfigError
 from smollora.templates.audit import CHECKS
-from tiny_runs import smollora
+from tiny_runs import smollora, write_model
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -36,7 +41,8 @@ def code(text: str) -> list[str]:
 @every_page
 def test_every_command_that_is_named_exists(page: Path) -> None:
     found = re.findall(
-        r"(?:^|\s)smollora ([a-z]\w*)", "\n".join(code(page.read_text(encoding="utf-8")))
+        r"(?:^|\s)smollora (?!import\b)([a-z]\w*)",
+        "\n".join(code(page.read_text(encoding="utf-8"))),
     )
     assert set(found) <= VERBS
 
@@ -44,13 +50,84 @@ def test_every_command_that_is_named_exists(page: Path) -> None:
 def test_the_readme_names_the_commands_that_there_are() -> None:
     stages = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
     assert stages <= VERBS
-    assert stages | {"run", "eval", "repair", "template"} == VERBS
+    named = {"chat", "check", "doctor", "eval", "init", "repair", "run", "serve", "template"}
+    assert stages | named == VERBS
 
 
 def test_the_help_in_the_readme_is_the_help_of_the_command() -> None:
     shown = re.search(r"<!-- smollora --help -->\n```\n(.*?)\n```", README, re.DOTALL)
     assert shown
     assert shown[1] == smollora("--help").out.strip()
+
+
+@cache
+def options_of(verb: str) -> set[str]:
+    """Long options of a verb, from its help."""
+    return set(re.findall(r"(--[a-z][a-z-]*)", smollora(verb, "--help").out))
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """Fenced blocks of these languages ("" for none)."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [block for language, block in found if language in languages]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Commands of smollora in the page's blocks, split as a shell splits them."""
+    lines = "\n".join(blocks(page.read_text(encoding="utf-8"), "", "sh", "bash")).splitlines()
+    found = [re.search(r"(?:^|[;&|] |run: )smollora ([^;&|>]*)", line) for line in lines]
+    return [shlex.split(match[1], comments=True) for match in found if match]
+
+
+def test_commands_are_found_in_blocks() -> None:
+    found = commands(ROOT / "docs" / "index.md")
+    assert ["repair", "~/models/mine", "--out", "mine-repaired"] in found and len(found) >= 8
+
+
+@every_page
+def test_every_command_in_a_block_has_its_options(page: Path) -> None:
+    if page.name == "log.md":
+        return  # entries keep the commands of their day
+    for verb, *rest in commands(page):
+        known = {"--help", "--install-completion", "--show-completion"}
+        known |= set() if verb.startswith("-") else options_of(verb)
+        own = rest[: rest.index("--")] if "--" in rest else rest  # after it: another program's
+        named = {word.partition("=")[0] for word in [verb, *own] if word.startswith("--")}
+        assert named <= known, f"smollora {verb}"
+
+
+@every_page
+def test_every_yaml_block_is_a_recipe_or_names_what_it_is(page: Path) -> None:
+    """A block with `repos:` is for pre-commit; every other one is a recipe."""
+    for block in blocks(page.read_text(encoding="utf-8"), "yaml"):
+        values = yaml.safe_load(block)
+        if "repos" in values:
+            hooks = [hook for repo in values["repos"] for hook in repo["hooks"]]
+            for hook in hooks:
+                program, verb, *rest = shlex.split(hook["entry"])
+                assert program == "smollora" and verb in VERBS
+                assert {word for word in rest if word.startswith("--")} <= options_of(verb)
+        else:
+            check_recipe(values, str(page))
+
+
+@every_page
+def test_every_python_block_compiles_and_its_imports_exist(page: Path) -> None:
+    for block in blocks(page.read_text(encoding="utf-8"), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("smollora"):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+def test_the_python_of_the_first_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_model(tmp_path / "models" / "mine")
+    (block,) = blocks((ROOT / "docs" / "index.md").read_text(encoding="utf-8"), "python")
+    names: dict[str, object] = {}
+    exec(compile(block, "index.md", "exec"), names)
+    assert "fails" in str(names["found"]["verdict"])  # type: ignore[index]
 
 
 @every_page

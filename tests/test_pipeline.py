@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -162,6 +163,9 @@ def test_the_run_folder_holds_recipe_manifest_report_and_model(finished: Place) 
     manifest = json.loads((finished.run / "manifest.json").read_text())
     assert manifest["packages"]["torch"] == torch.__version__
     assert set(manifest["stages"]) == set(ALL)
+    here = Path(__file__).parent
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=here)
+    assert (manifest["git_revision"] or "").removesuffix("-dirty") == head.stdout.strip()
     page = (finished.run / "report.html").read_text(encoding="utf-8")
     assert page.lstrip().startswith("<!doctype html>")
     model = {path.name for path in (finished.run / "merge" / "model").iterdir()}

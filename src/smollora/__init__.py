@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from smollora.chat.simple import Chat as Chat
     from smollora.inspection import audit_template as audit_template
     from smollora.inspection import inspect_model as inspect_model
     from smollora.template_repair import repair_template as repair_template
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Chat": "smollora.chat.simple",
     "audit_template": "smollora.inspection",
     "inspect_model": "smollora.inspection",
     "repair_template": "smollora.template_repair",

@@ -51,6 +51,28 @@ def _hidden(lengths: tuple[int, ...]) -> Tensor:
 
 
 @lru_cache(maxsize=128)
+def _hidden_folded(lengths: tuple[int, ...], times: int) -> Tensor:
+    """The same for folded queries, [n * times, n]."""
+    return _hidden(lengths).repeat_interleave(times, dim=0)
+
+
+def _fold(states: Tensor, times: int) -> Tensor:
+    """[1, kv * times, length, width] -> [kv, length * times, width]: query heads that share a
+    key-value head become rows beside each other, so that nothing of the keys is repeated.
+    """
+    _, heads, length, width = states.shape
+    by_head = states[0].view(heads // times, times, length, width)
+    return by_head.transpose(1, 2).reshape(heads // times, length * times, width)
+
+
+def _unfold(states: Tensor, times: int) -> Tensor:
+    """The way back of `_fold`."""
+    heads, rows, width = states.shape
+    by_row = states.view(heads, rows // times, times, width)
+    return by_row.transpose(1, 2).reshape(1, heads * times, rows // times, width)
+
+
+@lru_cache(maxsize=128)
 def _additive(lengths: tuple[int, ...], shared: int, dtype: torch.dtype) -> Tensor:
     """The same as an additive mask [1, 1, n, shared + n]; the shared tokens are seen by all."""
     total = sum(lengths)
@@ -139,51 +161,42 @@ def tree_attention_backward(
     """Gradients of `tree_attention`; scores and the sums over rows of a shared prompt are
     float32.
     """
+    dtype = query.dtype
     times = query.shape[1] // key.shape[1]
-    keys, values = _repeat(key, times)[0], _repeat(value, times)[0]
-    queries, grads = query[0], grad[0]
-    high = [states.float() for states in (queries, grads, keys, values)]
-    d_query = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    d_key = query.new_zeros(query.shape, dtype=torch.float32)
-    d_value = torch.zeros_like(d_key)
-    delta = -(high[1] * out[0].float()).sum(dim=-1, keepdim=True)
-    minus_lse = -lse[0, :, :, None]
-
-    def part(rows: slice, seen: slice, hidden: Tensor | None) -> Tensor:
-        """One block of queries against one block of keys: adds to d_key and d_value, returns its
-        share of d_query.
-        """
-        weights = torch.baddbmm(
-            minus_lse[:, rows], high[0][:, rows], high[2][:, seen].transpose(1, 2), alpha=scale
-        ).exp_()
-        if hidden is not None:
-            weights.masked_fill_(hidden, 0.0)
-        d_scores = torch.baddbmm(
-            delta[:, rows], high[1][:, rows], high[3][:, seen].transpose(1, 2)
-        ).mul_(weights)
-        low, low_weights = d_scores.to(query.dtype), weights.to(query.dtype)
-        d_key[0, :, seen] += torch.bmm(low.transpose(1, 2), queries[:, rows])
-        d_value[0, :, seen] += torch.bmm(low_weights.transpose(1, 2), grads[:, rows])
-        return torch.bmm(low, keys[:, seen])
-
+    queries, grads, sums = (_fold(states, times) for states in (query, grad, lse[..., None]))
+    high_queries, high_grads = queries.float(), grads.float()
+    delta = (high_grads * _fold(out, times)).sum(dim=-1, keepdim=True)
+    keys, values = key[0], value[0]
+    d_queries = torch.zeros_like(queries)
+    d_keys = keys.new_zeros(keys.shape, dtype=torch.float32)
+    d_values = torch.zeros_like(d_keys)
     for shared_start, shared, start, lengths in _groups(segments):
         total = sum(lengths)
         step = total if len(lengths) > 1 else BLOCK
         for first in range(0, total, step):
             count = min(step, total - first)
-            rows = slice(start + first, start + first + count)
-            hidden = _hidden(lengths if len(lengths) > 1 else (count,))
-            found = part(rows, rows, hidden)
-            if first:
-                found += part(rows, slice(start, start + first), None)
+            rows = slice((start + first) * times, (start + first + count) * times)
+            seen = [slice(start, start + first + count)]
             if shared:
-                found += part(rows, slice(shared_start, shared_start + shared), None)
-            d_query[0, :, rows] = found * scale
-    d_key *= scale
-    if times > 1:
-        shape = (key.shape[0], key.shape[1], times, key.shape[2], key.shape[3])
-        d_key, d_value = d_key.view(shape).sum(dim=2), d_value.view(shape).sum(dim=2)
-    return d_query, d_key.to(key.dtype), d_value.to(value.dtype)
+                seen.insert(0, slice(shared_start, shared_start + shared))
+            k = torch.cat([keys[:, part] for part in seen], dim=1)
+            v = torch.cat([values[:, part] for part in seen], dim=1)
+            weights = torch.bmm(high_queries[:, rows], k.float().transpose(1, 2))
+            weights.mul_(scale).sub_(sums[:, rows]).exp_()
+            hidden = _hidden_folded(lengths if len(lengths) > 1 else (count,), times)
+            weights[:, :, -count:].masked_fill_(hidden, 0.0)
+            d_scores = torch.bmm(high_grads[:, rows], v.float().transpose(1, 2))
+            d_scores.sub_(delta[:, rows]).mul_(weights)
+            low, low_weights = d_scores.to(dtype), weights.to(dtype)
+            d_queries[:, rows] = torch.bmm(low, k)
+            sizes = [part.stop - part.start for part in seen]
+            d_k = torch.bmm(low.transpose(1, 2), queries[:, rows]).split(sizes, dim=1)
+            d_v = torch.bmm(low_weights.transpose(1, 2), grads[:, rows]).split(sizes, dim=1)
+            for part, more_k, more_v in zip(seen, d_k, d_v, strict=True):
+                d_keys[:, part] += more_k
+                d_values[:, part] += more_v
+    d_query = _unfold(d_queries, times).mul_(scale)
+    return d_query, d_keys.mul_(scale).to(dtype)[None], d_values.to(dtype)[None]
 
 
 @tree_attention_backward.register_fake  # type: ignore[untyped-decorator]

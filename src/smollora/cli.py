@@ -13,7 +13,17 @@ from typing import NoReturn
 
 import typer
 
-from smollora.commands import evaluation, stages, templates
+from smollora.commands import (
+    chatting,
+    doctoring,
+    evaluation,
+    probing,
+    reporting,
+    serving,
+    stages,
+    starting,
+    templates,
+)
 from smollora.errors import SmolloraError
 from smollora.launch import is_first
 
@@ -44,15 +54,16 @@ app.command("train", help="LoRA on the mixed rows.")(stages.stage_command("train
 app.command("merge", help="Adapter and base become one model, proved on logits.")(
     stages.stage_command("merge")
 )
-app.command("probe", help="The same questions to base and merged model, answered in token ids.")(
-    stages.stage_command("probe")
-)
-app.command("report", help="One self-contained HTML page from the files of the run.")(
-    stages.stage_command("report")
-)
+app.command()(probing.probe)
+app.command()(reporting.report)
 app.command()(templates.repair)
 app.command()(templates.template)
 app.command("eval")(evaluation.evaluate)
+app.command(context_settings={"allow_extra_args": True})(serving.serve)
+app.command()(doctoring.doctor)
+app.command()(chatting.chat)
+app.command()(starting.init)
+app.command()(starting.check)
 
 
 def main() -> None:

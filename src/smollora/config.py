@@ -101,14 +101,16 @@ class ModelSection(Section):
 class SourceSection(Section):
     """One data source."""
 
-    name: str
+    name: str = Field(description="What summaries, ledgers and shares call it.")
     path: str = Field(
         description=(
             "starter:tools, starter:general, a file or folder (.jsonl, .json, either also .gz or"
             " .zst; .parquet), or hub:OWNER/NAME[:CONFIG]."
         )
     )
-    kind: Literal["tool", "general"]
+    kind: Literal["tool", "general"] = Field(
+        description="tool: rows with tools on offer, calling or declining; general: plain chat."
+    )
     form: Form = Field(
         default="auto", description="How its records are written; auto: told from their keys."
     )
@@ -125,7 +127,7 @@ class SourceSection(Section):
 class SlurmSection(Section):
     """What `prepare.engine=slurm` asks the cluster for, per task."""
 
-    partition: str = "cpu"
+    partition: str = Field(default="cpu", description="Partition of the cluster.")
     time: str = Field(default="04:00:00", description="Limit of one task, HH:MM:SS.")
     memory_gb: int = Field(default=4, ge=1, description="Memory of one task, GiB.")
     qos: str = Field(default="", description="Quality of service; empty: the cluster's default.")
@@ -145,9 +147,12 @@ ENGINE_KEYS = ("engine", "workers", "slurm")
 class PrepareSection(Section):
     """Which rows, and how long."""
 
-    sources: tuple[SourceSection, ...] = (
-        SourceSection(name="starter-tools", path="starter:tools", kind="tool"),
-        SourceSection(name="starter-general", path="starter:general", kind="general"),
+    sources: tuple[SourceSection, ...] = Field(
+        default=(
+            SourceSection(name="starter-tools", path="starter:tools", kind="tool"),
+            SourceSection(name="starter-general", path="starter:general", kind="general"),
+        ),
+        description="Where rows come from, an entry a file, folder or data set.",
     )
     max_length: int = Field(
         default=4096,
@@ -230,7 +235,9 @@ class MixSection(Section):
         ),
     )
     rows: int | None = Field(default=None, ge=1, description="At most so many rows in all.")
-    seed: int = 7
+    seed: int = Field(
+        default=7, description="Draws the rows that are left out, held back or built."
+    )
 
     @field_validator("sources", "kinds")
     @classmethod
@@ -247,11 +254,13 @@ class MixSection(Section):
 class PartWeights(Section):
     """Weight of each part of the answer in the loss."""
 
-    open: float = 1.0
-    name: float = 1.0
-    arguments: float = 1.0
-    close: float = 1.0
-    text: float = 1.0
+    open: float = Field(
+        default=1.0, description="Weight of the opening token: the decision to call."
+    )
+    name: float = Field(default=1.0, description="Weight of the tool's name.")
+    arguments: float = Field(default=1.0, description="Weight of the arguments.")
+    close: float = Field(default=1.0, description="Weight of what closes a call and its turn.")
+    text: float = Field(default=1.0, description="Weight of answers in words.")
     first_word: float | None = Field(
         default=None,
         ge=0,
@@ -270,17 +279,19 @@ class TrainSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU where there is one."
     )
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
+    rank: int = Field(default=16, ge=1, description="Rank of the LoRA factors.")
+    alpha: int = Field(
+        default=32, ge=1, description="The factors' product is scaled by alpha / rank."
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the factors' inputs that is dropped."
+    )
+    targets: tuple[str, ...] = Field(
+        default=(
+            *("q_proj", "k_proj", "v_proj", "o_proj"),
+            *("gate_proj", "up_proj", "down_proj"),
+        ),
+        description="Names of the linear layers that get factors.",
     )
     rslora: bool = Field(
         default=False, description="Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)."
@@ -302,17 +313,19 @@ class TrainSection(Section):
             " frozen."
         ),
     )
-    lr: float = Field(default=2e-4, gt=0)
+    lr: float = Field(default=2e-4, gt=0, description="Highest learning rate of the factors.")
     token_lr: float | None = Field(
         default=None, gt=0, description="Learning rate of the delimiter rows; None: lr."
     )
-    epochs: float = Field(default=3.0, gt=0)
+    epochs: float = Field(default=3.0, gt=0, description="Times that each row is seen.")
     max_epochs: float | None = Field(
         default=None, gt=0, description="Go on to so many epochs while the validation loss falls."
     )
     warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of steps.")
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
-    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="cosine", description="How the learning rate falls after the warmup."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Of AdamW.")
     clip: float = Field(default=1.0, gt=0, description="Largest gradient norm.")
     batch_tokens: int = Field(
         default=4096,
@@ -335,7 +348,7 @@ class TrainSection(Section):
         default="auto",
         description="auto: where a C++ compiler is there and the run is long enough to repay it.",
     )
-    seed: int = 7
+    seed: int = Field(default=7, description="Of first factors, dropout and the order of rows.")
     checkpoint_every: StepsOrTime = Field(
         default="5m",
         description="Save what is needed to go on every so many steps (50) or minutes (5m); off.",
@@ -381,7 +394,9 @@ class TrainSection(Section):
 class MergeSection(Section):
     """Merge and its proof."""
 
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="In which the merged model is saved."
+    )
     tolerance: float = Field(
         default=1e-4,
         gt=0,
@@ -410,7 +425,9 @@ class ProbeSection(Section):
         ge=0,
         description="Cases that the base model also answers under its stock template.",
     )
-    max_new_tokens: int = Field(default=256, ge=1)
+    max_new_tokens: int = Field(
+        default=256, ge=1, description="Tokens at most that the merged model may answer."
+    )
     base_max_new_tokens: int = Field(
         default=96, ge=1, description="The base model rambles; a call begins at once or not at all."
     )
@@ -441,7 +458,7 @@ class ProbeSection(Section):
 class Recipe(Section):
     """A whole run."""
 
-    name: str = "starter"
+    name: str = Field(default="starter", description="Names the run's folder.")
     model: ModelSection = ModelSection()
     prepare: PrepareSection = PrepareSection()
     mix: MixSection = MixSection()

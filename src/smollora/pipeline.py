@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -264,6 +265,35 @@ def run_path(values: dict[str, Any]) -> str:
     return f"{values.get('path', '')} ({values.get('bytes', 0) / 1e6:.1f} MB)"
 
 
+def _git_revision() -> str | None:
+    """The commit of smollora's own checkout, "-dirty" after it if files differ; None where it is an
+    installed package.
+    """
+    folder = Path(__file__).parent
+    ask = [
+        "git",
+        "-C",
+        str(folder),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty",
+        "--exclude=*",
+    ]
+    try:
+        tracked = subprocess.run(
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name],
+            capture_output=True,
+            timeout=10,
+        )
+        if tracked.returncode != 0:  # some other project's repository around an environment
+            return None
+        found = subprocess.run(ask, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
 def _write_manifest(run: Run, keys: dict[str, str]) -> None:
     versions = {}
     for name in PACKAGES:
@@ -276,6 +306,7 @@ def _write_manifest(run: Run, keys: dict[str, str]) -> None:
         {
             "schema_version": SCHEMA_VERSION,
             "smollora": __version__,
+            "git_revision": _git_revision(),
             "packages": versions,
             "python": platform.python_version(),
             "machine": {

@@ -22,6 +22,8 @@ UNFITTING = ("irrelevant", "needless")
 """Categories with tools on offer that have nothing to do with the request."""
 NEAR = ("near_miss", "near_absent")
 """Tools of the same domain that cannot do it."""
+SYSTEM_SHOWN = 60
+"""Letters of a system text by which tables name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,13 @@ class Asked:
     answer: Generation
     score: CaseScore
     record: dict[str, Any]
+
+    @property
+    def failed(self) -> bool:
+        """No answer came, for a reason that is not the model's (a server that broke off): the case
+        counts in no rate.
+        """
+        return self.answer.finish == "error"
 
 
 def ask(
@@ -44,7 +53,7 @@ def ask(
     max_new_tokens: int,
     on_done: Callable[[int], None] | None = None,
 ) -> list[Asked]:
-    """Ask every case under `renderer`'s template; greedy.
+    """Ask every case under `renderer`'s template.
 
     Args:
         model_name: "base", "base_stock", "adapter", "merged" or "served": what the records say.
@@ -64,10 +73,13 @@ def _record(
 ) -> dict[str, Any]:
     tokenizer = renderer.tokenizer
     request = next((m.content for m in reversed(case.messages) if m.role == "user"), "")
+    failed = answer.finish == "error"
     return {
         "model": model_name,
         "case_id": case.id,
         "category": case.category,
+        "language": case.language,
+        "system": system_of(case),
         "request": request,
         "tools": [tool.name for tool in case.tools],
         "expected": [{"name": c.name, "arguments": dict(c.arguments)} for c in case.expected],
@@ -76,20 +88,28 @@ def _record(
         "text": tokenizer.decode(list(answer.token_ids)),
         "finish": answer.finish,
         "opener_logprob": answer.opener_logprob,
-        "verdict": score.verdict,
+        "verdict": "harness_error" if failed else score.verdict,
         "detail": score.detail,
-        "flags": dict(score.flags),
+        "flags": {} if failed else dict(score.flags),
     }
+
+
+def system_of(case: EvalCase) -> str:
+    """The system text of a case, as far as a table shows it; empty where it has none."""
+    text = case.messages[0].content if case.messages and case.messages[0].role == "system" else ""
+    line = " ".join(text.split())
+    return line if len(line) <= SYSTEM_SHOWN else line[: SYSTEM_SHOWN - 3] + "..."
 
 
 def rates(asked: Sequence[Asked]) -> dict[str, Rate]:
     """The rates of DESIGN's file contract over some answers.
 
     emission and spelled_out: of cases that want a call. valid_json, schema_valid, stops_after_call,
-    right_tool, right_call: of those that emitted. false_call: of cases that want none.
+    right_tool, right_call: of those that emitted. false_call: of cases that want none. What was
+    not answered counts nowhere.
     """
-    calling = [item for item in asked if item.case.expected]
-    quiet = [item for item in asked if not item.case.expected]
+    calling = [item for item in asked if item.case.expected and not item.failed]
+    quiet = [item for item in asked if not item.case.expected and not item.failed]
     emitted = [item for item in calling if item.score.flags["emitted"]]
 
     def share(flag: str, items: Sequence[Asked]) -> Rate:
@@ -113,7 +133,11 @@ def summarise(asked: Sequence[Asked]) -> dict[str, Rate]:
     """
 
     def of(categories: Sequence[str]) -> Rate:
-        quiet = [i for i in asked if i.case.category in categories and not i.case.expected]
+        quiet = [
+            i
+            for i in asked
+            if i.case.category in categories and not i.case.expected and not i.failed
+        ]
         return wilson(sum(bool(i.score.flags["emitted"]) for i in quiet), len(quiet))
 
     return {
@@ -126,8 +150,22 @@ def summarise(asked: Sequence[Asked]) -> dict[str, Rate]:
 
 def by_category(asked: Sequence[Asked]) -> dict[str, dict[str, Rate]]:
     """`rates` of each category, in alphabetical order."""
-    names = sorted({item.case.category for item in asked})
-    return {name: rates([i for i in asked if i.case.category == name]) for name in names}
+    return _by(asked, lambda case: case.category)
+
+
+def by_language(asked: Sequence[Asked]) -> dict[str, dict[str, Rate]]:
+    """`rates` of each language that the cases name."""
+    return _by([item for item in asked if item.case.language], lambda case: case.language)
+
+
+def by_system(asked: Sequence[Asked]) -> dict[str, dict[str, Rate]]:
+    """`rates` under each system text; "" for cases without one."""
+    return _by(asked, system_of)
+
+
+def _by(asked: Sequence[Asked], name_of: Callable[[EvalCase], str]) -> dict[str, dict[str, Rate]]:
+    names = sorted({name_of(item.case) for item in asked})
+    return {name: rates([i for i in asked if name_of(i.case) == name]) for name in names}
 
 
 def judge(found: Mapping[str, Rate], gate: Mapping[str, float]) -> dict[str, dict[str, Any]]:

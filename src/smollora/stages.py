@@ -41,7 +41,14 @@ from smollora.models import (
 )
 from smollora.progress import meter
 from smollora.render import Renderer
-from smollora.runs import code_version, read_json, write_json, write_jsonl, write_whole
+from smollora.runs import (
+    code_version,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_whole,
+)
 from smollora.templates import audit as template_audit
 from smollora.templates import repair as template_repair
 from smollora.templates.engine import load_shipped
@@ -270,15 +277,12 @@ def load_overlap(section: PrepareSection) -> Overlap | None:
 
 
 def _evaluation_cases(name: str) -> list[EvalCase]:
-    from smollora.evaluate.cases import BFCL_SINGLE_TURN, starter_cases
-    from smollora.evaluate.run import load_suite
+    from smollora.evaluate.cases import starter_cases
+    from smollora.evaluate.suites import load_suite
 
     if name == "starter:heldout":
         return starter_cases()
-    if name == "bfcl":
-        categories = (f"bfcl:{category}" for category in BFCL_SINGLE_TURN)
-        return [case for category in categories for case in load_suite(category, None)]
-    return load_suite(name, None)
+    return [question.case for question in load_suite(name)]
 
 
 def import_scale(engine: str) -> Any:
@@ -542,7 +546,15 @@ def load_cases(run: Run) -> list[EvalCase]:
 def probe(run: Run) -> dict[str, Any]:
     """The same questions to base and merged model, answered in token ids."""
     from smollora.generate import local_generator
-    from smollora.probe import ask, by_category, judge, reasons, summarise
+    from smollora.probe import (
+        ask,
+        by_category,
+        by_language,
+        by_system,
+        judge,
+        reasons,
+        summarise,
+    )
 
     section = run.recipe.probe
     renderer = load_renderer(run)
@@ -556,7 +568,10 @@ def probe(run: Run) -> dict[str, Any]:
         ("base", run.base, renderer, cases, section.base_max_new_tokens),
         ("merged", run.merged, renderer, cases, section.max_new_tokens),
     ]
-    values: dict[str, Any] = {"by_category": {}, "cases": len(cases)}
+    values: dict[str, Any] = {
+        **{key: {} for key in ("by_category", "by_language", "by_system")},
+        "cases": len(cases),
+    }
     if stock and stock_cases:
         try:
             under_stock = Renderer(stock, renderer.tokenizer, facts)
@@ -568,6 +583,7 @@ def probe(run: Run) -> dict[str, Any]:
         except TemplateError as error:
             values["stock_template_refuses"] = error.message
     records: list[dict[str, Any]] = []
+    preview: list[dict[str, Any]] = []
     loaded: tuple[Path, Any] | None = None
     for name, folder, used, asked_cases, limit in plan:
         if loaded is None or loaded[0] != folder:
@@ -587,11 +603,25 @@ def probe(run: Run) -> dict[str, Any]:
         records.extend(item.record for item in asked)
         values[name] = summarise(asked)
         values["by_category"][name] = by_category(asked)
+        values["by_language"][name] = by_language(asked)
+        values["by_system"][name] = by_system(asked)
+        if name in ("base", "merged"):
+            preview.extend(_preview_logprobs(run, name, loaded[1]))
     values["gate"] = judge(values["merged"], section.gate)
     values["reasons"] = reasons(values["gate"])
     values["passed"] = not values["reasons"]
     write_jsonl(run.folder / "probe" / "records.jsonl", records)
+    write_jsonl(run.folder / "probe" / "preview_logprobs.jsonl", preview)
     return values
+
+
+def _preview_logprobs(run: Run, name: str, model: Any) -> list[dict[str, Any]]:
+    """What the model makes of the training rows that the report shows, token by token."""
+    from smollora.token_logprobs import score_rows
+
+    rows = read_jsonl(run.folder / "mix" / "preview.jsonl")
+    with meter(run.console, f"preview {name}", len(rows), "rows") as shown:
+        return list(score_rows(model, name, rows, on_done=shown.to))
 
 
 def report(run: Run) -> dict[str, Any]:

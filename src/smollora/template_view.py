@@ -39,7 +39,7 @@ RESERVED = {
     *("messages", "tools", "add_generation_prompt", "date", "format_name", "source"),
     *("documents", "strftime_now", "raise_exception"),
 }
-KEYS = {"messages", "tools", "id"}
+KEYS = {"messages", "tools", "id", "settings"}
 MESSAGE_KEYS = {
     *("role", "content", "name", "tool_calls", "tool_call_id"),
     *("reasoning_content", "reasoning", "thinking"),

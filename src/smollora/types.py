@@ -165,6 +165,8 @@ class EvalCase:
     tools: tuple[ToolSpec, ...] = ()
     expected: tuple[ToolCall, ...] = ()
     """Empty: the right answer is to call nothing."""
+    language: str = ""
+    """Code of the language that the user speaks ("en"); empty where nobody said."""
 
 
 @dataclass(frozen=True, slots=True)

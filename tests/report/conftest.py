@@ -7,6 +7,7 @@ what the ids are.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -148,6 +149,26 @@ def preview_row(number: int, kind: str) -> dict[str, Any]:
         "roles": [role for role, _ in turns],
         **row,
     }
+
+
+BEFORE, AFTER = -7.25, -0.0625
+"""Log-probability of every labelled token."""
+
+
+def logprob_lines(preview: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """What the probe leaves about the preview rows."""
+    for model, labelled in (("base", BEFORE), ("merged", AFTER)):
+        for number, row in enumerate(preview):
+            values = [labelled if each else None for each in row["trained"]]
+            yield {
+                "model": model,
+                "row": number,
+                "conversation_id": row["conversation_id"],
+                "token_ids_sha256": hashlib.sha256(
+                    json.dumps([row["token_ids"]], sort_keys=True).encode()
+                ).hexdigest(),
+                "logprobs": values,
+            }
 
 
 def answer(model: str, category: str, number: int) -> tuple[str, str, str]:
@@ -346,7 +367,9 @@ def build_run(folder: Path) -> Path:
         },
     )
     kinds = ("call", "no_call", "no_tools")
-    write_jsonl(folder / "mix/preview.jsonl", (preview_row(n, kinds[n % 3]) for n in range(60)))
+    preview = [preview_row(n, kinds[n % 3]) for n in range(60)]
+    write_jsonl(folder / "mix/preview.jsonl", preview)
+    write_jsonl(folder / "probe/preview_logprobs.jsonl", logprob_lines(preview))
     curve = []
     for step in range(1, 241):
         fall = math.exp(-step / 60)
@@ -488,8 +511,10 @@ def poison(run: Path) -> Path:
         spoiled_lines = []
         for line in lines:
             spoiled = poisoned(line)
-            if path.name == "records.jsonl":
+            if path.name in ("records.jsonl", "preview_logprobs.jsonl"):
                 spoiled["model"] = line["model"]
+            if path.name == "preview_logprobs.jsonl":
+                spoiled["token_ids_sha256"] = line["token_ids_sha256"]
             spoiled_lines.append(json.dumps(spoiled))
         path.write_text("\n".join(spoiled_lines))
     spoil_keys(run)

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from smollora.report import ReportData, collect, render_html, show, spans, write_report
+from smollora.report import ReportData, collect, island, render_html, show, write_report
+from smollora.report.cases import cases
 from smollora.report.charts import MOST_POINTS, loss_chart
 from smollora.report.contents import CurvePoint, Rate, TokenRow
-from smollora.report.html import PAGE_BYTES, headline
+from smollora.report.html import headline
+from smollora.report.pages import PAGE_BYTES
 
 NewRun = Callable[[], Path]
 
@@ -56,6 +58,22 @@ def with_rates(data: ReportData, model: str, rates: Mapping[str, Rate]) -> Repor
     assert data.probe
     models = {**data.probe.models, model: {**data.probe.models[model], **rates}}
     return replace(data, probe=replace(data.probe, models=models))
+
+
+def island_of(page: str) -> dict[str, Any]:
+    """The JSON from which the page's script draws its lists."""
+    found = re.findall(r'<script type="application/json" id="island">(.*?)</script>', page, re.S)
+    assert len(found) == 1
+    values: dict[str, Any] = json.loads(found[0])
+    return values
+
+
+def drawn(row: TokenRow) -> dict[str, Any]:
+    """A training row as the island holds it, its tokens looked up."""
+    vocabulary = island.Vocabulary()
+    payload = island.row_payload(row, vocabulary)
+    entries = vocabulary.entries()
+    return {**payload, "tokens": [entries[number] for number in payload["tokens"]]}
 
 
 def section(page: str, name: str) -> str:
@@ -177,49 +195,54 @@ def test_numbers_read_as_people_write_them(value: float, text: str) -> None:
 # --- tokens and answers ---
 
 
-def test_every_token_carries_its_id_and_the_labelled_ones_are_marked(finished_run: Path) -> None:
+def test_every_token_carries_its_id_owner_and_label(finished_run: Path) -> None:
     row = collect(finished_run).preview[0]
-    runs = spans.token_row(row).runs
-    opener = next(run for run in runs if "delimiter" in run.css)
-    assert opener.css == "run assistant labelled delimiter"
-    assert opener.says == "assistant, message 3, labelled as open"
-    assert opener.tokens == '<i title="id 49152">&lt;tool_call&gt;</i>'
-    assert sum(run.tokens.count("<i ") for run in runs) == len(row.tokens)
+    shown = drawn(row)
+    assert [token_id for token_id, _ in shown["tokens"]] == list(row.token_ids)
+    spread = [run[:2] for run in shown["runs"] for _ in range(run[2])]
+    assert len(spread) == len(row.tokens)
+    at = row.token_ids.index(49152, row.trained.index(True))
+    assert shown["tokens"][at] == (49152, "<tool_call>") and spread[at] == [2, "open"]
+    assert spread[0] == [-1, 0]
 
 
-def test_an_owner_without_message_is_said_and_not_guessed() -> None:
-    row = TokenRow("c", "s", "call", ("user",), (5,), ("a",), (7,), (False,), (None,))
-    assert spans.token_row(row).runs[0].says == "owner 7, which is no message, not labelled"
+def test_the_loss_before_and_after_is_that_of_the_probes_file(finished_run: Path) -> None:
+    row = collect(finished_run).preview[0]
+    shown = drawn(row)
+    labelled = sum(row.trained)
+    assert shown["logprobs"] == {"base": [7250] * labelled, "merged": [62] * labelled}
+    assert shown["loss"][0] == ["open", 1, {"base": 7.25, "merged": 0.0625}]
+    assert sum(tokens for _, tokens, _ in shown["loss"]) == shown["labelled"]
+
+
+def test_a_run_without_log_probabilities_says_so(new_run: NewRun) -> None:
+    run = new_run()
+    (run / "probe/preview_logprobs.jsonl").unlink()
+    page = render_html(collect(run))
+    assert "single tokens: not recorded" in section(page, "tokens")
+    assert "logprobs" not in island_of(page)["rows"][0]
+    assert "by loss before" not in section(page, "tokens")
 
 
 def test_a_long_row_loses_its_middle_and_says_how_much() -> None:
     n = 5_000
-    row = TokenRow(
-        "c",
-        "s",
-        "call",
-        ("user",),
-        tuple(range(n)),
-        ("a",) * n,
-        (0,) * n,
-        (False,) * n,
-        (None,) * n,
-    )
-    runs = spans.token_row(row).runs
-    assert [run.tokens for run in runs if run.css == "gap"] == ["3,500 tokens not shown"]
-    assert "id 4999" in runs[-1].tokens
+    columns = (tuple(range(n)), ("a",) * n, (0,) * n, (False,) * n, (None,) * n)
+    shown = drawn(TokenRow("c", "s", "call", ("user",), *columns))
+    assert shown["gap"] == [300, 3500] and shown["length"] == n
+    assert shown["tokens"][-1] == (4999, "a") and len(shown["tokens"]) == 1500
+    assert shown["runs"] == [[0, 0, 1500]]
 
 
 def test_failures_come_first_and_categories_take_turns(finished_run: Path) -> None:
-    cases = spans.cases(collect(finished_run))
-    outcomes = [case.is_failure for case in cases]
+    found = cases(collect(finished_run))
+    outcomes = [case.is_failure for case in found]
     assert outcomes == sorted(outcomes, reverse=True) and outcomes[0]
-    passed = [case.question.category for case in cases if not case.is_failure]
+    passed = [case.question.category for case in found if not case.is_failure]
     assert len(set(passed[:6])) == 6
 
 
 def test_equal_answers_are_shown_once_with_every_model(finished_run: Path) -> None:
-    case = spans.cases(collect(finished_run))[0]
+    case = cases(collect(finished_run))[0]
     assert [answer.models for answer in case.answers] == [
         ("base", "base_stock"),
         ("adapter", "merged", "served"),
@@ -229,8 +252,19 @@ def test_equal_answers_are_shown_once_with_every_model(finished_run: Path) -> No
 def test_an_answer_without_ids_shows_its_text(finished_run: Path) -> None:
     data = collect(finished_run)
     bare = replace(data.records[0], token_ids=(), tokens=(), text="only text")
-    text = section(render_html(replace(data, records=(bare,))), "examples")
-    assert "No token ids were recorded; the text:" in text and "only text" in text
+    shown = island_of(render_html(replace(data, records=(bare,))))["cases"]
+    assert shown[0]["answers"][0]["text"] == "only text"
+
+
+def test_answers_of_an_evaluation_stand_beside_the_probes(new_run: NewRun) -> None:
+    run = new_run()
+    lines = (run / "probe/records.jsonl").read_text().splitlines()[:4]
+    suite = [json.dumps({**json.loads(line), "suite": "bfcl:simple_python"}) for line in lines]
+    (run / "eval/records.jsonl").write_text("\n".join(suite))
+    page = render_html(collect(run))
+    asked_by = [case["source"] for case in island_of(page)["cases"]]
+    assert asked_by.count("bfcl:simple_python") == 4 and asked_by.count("probe") == 328
+    assert "Asked by" in section(page, "examples")
 
 
 def test_a_curve_breaks_where_the_loss_is_missing() -> None:
@@ -263,16 +297,25 @@ def many(data: ReportData, cases: int, tokens: int) -> ReportData:
         for number in range(cases)
         for model in ("base", "merged")
     )
-    return replace(data, records=records, preview=data.preview * 20)
+    return replace(data, records=records, preview=data.preview * 60)
 
 
 def test_the_page_stays_under_its_limit_and_says_what_it_left_out(finished_run: Path) -> None:
-    page = render_html(many(collect(finished_run), cases=900, tokens=150))
+    page = render_html(many(collect(finished_run), cases=3_000, tokens=150))
     assert 1_500_000 < len(page.encode()) < PAGE_BYTES
-    shown = re.search(r"Showing (\d+) of 900 cases", section(page, "examples"))
-    assert shown and page.count('<li data-category="') == int(shown[1]) > 20
-    rows = re.search(r"Showing (\d+) of 1,200 rows", section(page, "tokens"))
-    assert rows and page.count("<li data-kind=") == int(rows[1]) > 20
+    held = island_of(page)
+    shown = re.search(r"Showing ([\d,]+) of 3,000 cases", section(page, "examples"))
+    assert shown and len(held["cases"]) == int(shown[1].replace(",", "")) > 200
+    rows = re.search(r"Showing ([\d,]+) of 3,600 rows", section(page, "tokens"))
+    assert rows and len(held["rows"]) == int(rows[1].replace(",", "")) > 200
+
+
+def test_two_thousand_answers_fit_whole(finished_run: Path) -> None:
+    data = replace(many(collect(finished_run), cases=1_000, tokens=60), preview=())
+    page = render_html(data)
+    assert "All 1,000 cases are on this page." in section(page, "examples")
+    assert sum(len(case["answers"]) for case in island_of(page)["cases"]) == 1_000  # equal pairs
+    assert len(page.encode()) < PAGE_BYTES
 
 
 def test_huge_single_texts_are_clipped_with_a_count(new_run: NewRun) -> None:
@@ -301,7 +344,7 @@ def test_hostile_text_adds_no_tag_and_no_attribute(hostile_run: Path, page: str)
     assert {tag for tag, _ in spoiled.tags} <= {tag for tag, _ in clean.tags}
     for tag in ("script", "style", "title", "img"):
         kinds = [name for name, _ in spoiled.tags]
-        assert kinds.count(tag) == (0 if tag == "img" else 1)
+        assert kinds.count(tag) == {"img": 0, "script": 2}.get(tag, 1)
     names = {name for _, attributes in spoiled.tags for name in attributes}
     assert not [name for name in names if name.startswith("on") or name == "style"]
     assert "dataset.hacked='yes'" in spoiled.text
@@ -349,7 +392,7 @@ def test_the_policy_allows_exactly_the_pages_own_style_and_script(page: str) -> 
     assert "default-src 'none'" in policy and "unsafe" not in policy
     for tag in ("style", "script"):
         inline = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        assert inline
+        assert inline  # the island has a type that no browser runs, and needs no hash
         digest = base64.b64encode(hashlib.sha256(inline[1].encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
 

@@ -8,22 +8,46 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from smollora.commands.completion import (
+    complete_format,
+    complete_recipe,
+    complete_setting,
+    complete_stage,
+)
+
 RecipeName = Annotated[
-    str, typer.Argument(help="A shipped recipe (starter, smollm3) or a .yaml file.")
+    str,
+    typer.Argument(
+        help="A shipped recipe (starter, smollm3) or a .yaml file.",
+        autocompletion=complete_recipe,
+    ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings as key=value, for instance train.lr=1e-4.")
+    list[str] | None,
+    typer.Argument(
+        help="Settings as key=value, for instance train.lr=1e-4.",
+        autocompletion=complete_setting,
+    ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the run; default: the recipe's.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the last line only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the stage's summary as JSON.")]
 Force = Annotated[
-    list[str] | None, typer.Option("--force", help="Run this stage again, and those after it.")
+    list[str] | None,
+    typer.Option(
+        "--force",
+        help="Run this stage again, and those after it.",
+        autocompletion=complete_stage,
+    ),
 ]
 FormatName = Annotated[
     str | None,
-    typer.Option("--format", help="How the model writes calls; default: as its template does."),
+    typer.Option(
+        "--format",
+        help="How the model writes calls; default: as its template does.",
+        autocompletion=complete_format,
+    ),
 ]
 Model = Annotated[str, typer.Argument(help="A model folder, a Hub id, or pypi:NAME==VERSION.")]
 

@@ -1,51 +1,23 @@
 """Evaluation cases: questions with their right answers.
 
-In: held-out conversations, the BFCL data of the PyPI wheel `bfcl-eval`, or a .jsonl of cases. Out:
-`EvalCase`. The surprise: BFCL writes its schemas with Python type names ("dict", "float", "tuple");
-models were trained on JSON Schema, so they are translated, as BFCL's own harness does.
+In: held-out conversations, or a .jsonl of cases. Out: `EvalCase`. BFCL's come from `bfcl`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from smollora.data.sources import Refused, read_conversation, read_tools
 from smollora.errors import DataError
-from smollora.types import Conversation, EvalCase, Message, Reject, ToolCall, ToolSpec
+from smollora.types import Conversation, EvalCase, Message, Reject, Role, ToolCall
 
 CALLING = ("single", "parallel", "multi_turn_call", "after_question")
 """Categories of starter cases whose right answer is to call."""
-
-BFCL_SINGLE_TURN = (
-    *("simple_python", "simple_java", "simple_javascript", "multiple", "parallel"),
-    *("parallel_multiple", "irrelevance", "live_simple", "live_multiple", "live_parallel"),
-    *("live_parallel_multiple", "live_irrelevance", "live_relevance"),
-)
-"""Categories of BFCL v4 whose questions stand beside their tools in one file."""
-
-JSON_TYPES = {
-    "dict": "object",
-    "float": "number",
-    "tuple": "array",
-    "list": "array",
-    "any": "string",
-    "int": "integer",
-    "str": "string",
-    "bool": "boolean",
-    "String": "string",
-    "Boolean": "boolean",
-    "Bigint": "integer",
-    "HashMap": "object",
-    "ArrayList": "array",
-    "Array": "array",
-    "char": "string",
-    "long": "integer",
-    "double": "number",
-}
-"""BFCL's type names in JSON Schema (bfcl_eval/constants/type_mappings.py)."""
 
 
 def starter_cases(split: str = "heldout") -> list[EvalCase]:
@@ -60,8 +32,17 @@ def starter_cases(split: str = "heldout") -> list[EvalCase]:
             raise DataError(
                 f"shipped case {record['id']}: {conversation.detail}", "please report this"
             )
-        cases.extend(conversation_cases(conversation, record["subcategory"]))
+        found = conversation_cases(conversation, record["subcategory"])
+        cases.extend(replace(case, language=record["task"]) for case in found)
     return cases
+
+
+def probe_cases() -> list[EvalCase]:
+    """What the held-out starter conversations do not ask: long and nested arguments, further
+    languages, system prompts that training never saw.
+    """
+    with resources.as_file(resources.files(__package__) / "probe_cases.jsonl") as path:
+        return read_cases(path)
 
 
 def conversation_cases(conversation: Conversation, category: str) -> Iterator[EvalCase]:
@@ -97,72 +78,28 @@ def conversation_cases(conversation: Conversation, category: str) -> Iterator[Ev
         )
 
 
-def bfcl_cases(folder: Path, category: str, limit: int | None = None) -> list[EvalCase]:
-    """Single-turn BFCL v4 cases.
-
-    Args:
-        folder: `bfcl_eval/data` of the unpacked wheel.
-        category: "simple_python", "irrelevance", "live_irrelevance", ...
-        limit: the first so many.
-
-    Raises:
-        DataError: no such category there.
-    """
-    path = folder / f"BFCL_v4_{category}.json"
-    if not path.is_file():
-        known = sorted(
-            p.name.removeprefix("BFCL_v4_").removesuffix(".json")
-            for p in folder.glob("BFCL_v4_*.json")
-        )
-        raise DataError(
-            f"BFCL has no category {category} in {folder}", f"it has: {', '.join(known)}"
-        )
-    answers: dict[str, Any] = {}
-    truth = folder / "possible_answer" / path.name
-    if truth.is_file():
-        for line in truth.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            answers[row["id"]] = row["ground_truth"]
-    cases = []
-    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
-        row = json.loads(line)
-        messages = tuple(Message(turn["role"], turn["content"]) for turn in row["question"][0])
-        tools = tuple(
-            ToolSpec(f["name"], f.get("description", ""), json_schema(f["parameters"]))
-            for f in row["function"]
-        )
-        expected = tuple(
-            ToolCall(name, arguments)
-            for call in answers.get(row["id"], [])
-            for name, arguments in call.items()
-        )
-        cases.append(EvalCase(row["id"], category, messages, tools, expected))
-    return cases
-
-
-def json_schema(value: Any) -> Any:
-    """A BFCL parameter description as JSON Schema."""
-    if isinstance(value, list):
-        return [json_schema(item) for item in value]
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        key: JSON_TYPES.get(item, item)
-        if key == "type" and isinstance(item, str)
-        else json_schema(item)
-        for key, item in value.items()
-    }
-
-
 def read_cases(path: Path) -> list[EvalCase]:
     """Cases of a .jsonl: id, category, messages, tools, expected (a list of {name, arguments}).
 
     Raises:
         DataError: missing, empty, or a broken row (named).
     """
+    cases, broken = sort_rows(path)
+    if broken:
+        raise broken[0]
+    return cases
+
+
+def sort_rows(path: Path) -> tuple[list[EvalCase], list[DataError]]:
+    """The cases of a .jsonl, and an error for each row that is none.
+
+    Raises:
+        DataError: missing, or without a single case.
+    """
     from smollora.data.sources import Undecodable, read_rows
 
-    cases = []
+    cases: list[EvalCase] = []
+    broken: list[DataError] = []
     for number, row in read_rows(path):
         try:
             if isinstance(row, Undecodable):
@@ -171,19 +108,43 @@ def read_cases(path: Path) -> list[EvalCase]:
                 EvalCase(
                     str(row["id"]),
                     str(row["category"]),
-                    tuple(Message(m["role"], m.get("content") or "") for m in row["messages"]),
+                    tuple(_message(turn) for turn in row["messages"]),
                     tuple(read_tools(row.get("tools"))),
                     tuple(ToolCall(c["name"], c["arguments"]) for c in row.get("expected", ())),
+                    str(row.get("language", "")),
                 )
             )
-        except (KeyError, TypeError, AttributeError, Refused) as error:
-            raise DataError(
-                f"row {number} of {path} is no case: {error}",
-                "a case has id, category, messages, tools, expected",
-            ) from error
+        except (KeyError, TypeError, AttributeError, ValueError, Refused) as error:
+            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+            broken.append(
+                DataError(
+                    f"row {number} of {path} is no case: {problem}",
+                    "a case has id, category, messages, tools, expected",
+                )
+            )
+    if not cases and broken:
+        raise broken[0]
     if not cases:
         raise DataError(f"{path} holds no cases", "write one JSON object a line")
-    return cases
+    return cases, broken
+
+
+def _message(turn: Mapping[str, Any]) -> Message:
+    """A turn in OpenAI's form; arguments may be an object or its JSON."""
+    if turn["role"] not in get_args(Role):
+        raise ValueError(f"no role is called {turn['role']!r}")
+    calls = []
+    for call in turn.get("tool_calls") or ():
+        arguments = call["function"]["arguments"]
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        calls.append(ToolCall(call["function"]["name"], arguments, call.get("id")))
+    return Message(
+        turn["role"],
+        turn.get("content") or "",
+        tuple(calls),
+        turn.get("tool_call_id"),
+        turn.get("name"),
+    )
 
 
 def limit_per_category(cases: Iterable[EvalCase], limit: int | None) -> list[EvalCase]:

@@ -1,7 +1,8 @@
-"""The report: a run folder in, one HTML page out: what was wrong, what was done, what it changed.
+"""The report: run folders in, one HTML page out: what was wrong, what was done, what it changed.
 
 `collect` reads files, `render_html` makes the page, `write_report` does both and leaves
-`report.html` beside the stages' folders. Nothing else in the package imports this one.
+`report.html` beside the stages' folders; `write_comparison` puts several runs side by side. Nothing
+else in the package but the verb and the stage imports this one.
 """
 
 from __future__ import annotations
@@ -10,15 +11,27 @@ import time
 from pathlib import Path
 
 from smollora.report.collect import collect
+from smollora.report.compare_page import is_run_folder, write_comparison
 from smollora.report.contents import ReportData
 from smollora.report.html import render_html
 from smollora.runs import SCHEMA_VERSION, write_json, write_whole
 
-__all__ = ["ReportData", "collect", "render_html", "write_report"]
+__all__ = [
+    "ReportData",
+    "collect",
+    "is_run_folder",
+    "render_html",
+    "write_comparison",
+    "write_report",
+]
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write `report.html` and `report/summary.json` into a run folder.
+def write_report(run_folder: Path, target: Path | None = None) -> Path:
+    """Write `report.html` and `report/summary.json` into a run folder, or the page alone elsewhere.
+
+    Args:
+        run_folder: what is read.
+        target: where the page goes; None for the run folder.
 
     Returns:
         The page.
@@ -30,6 +43,9 @@ def write_report(run_folder: Path) -> Path:
     start = time.perf_counter()
     data = collect(run_folder)
     page = render_html(data).encode()
+    if target is not None:
+        write_whole(target, page)
+        return target
     target = run_folder / "report.html"
     write_whole(target, page)
     write_json(

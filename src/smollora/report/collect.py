@@ -15,7 +15,6 @@ from smollora.errors import DataError
 from smollora.report.contents import (
     MODELS,
     STAGES,
-    CurvePoint,
     Delimiter,
     Gate,
     Inspect,
@@ -26,14 +25,13 @@ from smollora.report.contents import (
     Problem,
     Rate,
     Rates,
-    Record,
     ReportData,
     Suites,
-    TokenRow,
     Train,
     Verify,
 )
-from smollora.report.fields import Fields, Unusable, built, json_object, rows_of, text_file
+from smollora.report.fields import Fields, built, json_object, rows_of, text_file
+from smollora.report.lines import curve_point, record, token_row, with_logprobs
 from smollora.runs import SCHEMA_VERSION
 from smollora.types import Check
 
@@ -58,18 +56,24 @@ def collect(run_folder: Path) -> ReportData:
     recipe, manifest = run_folder / "recipe.yaml", run_folder / "manifest.json"
     inspect, prepare, verify, mix = of("inspect"), of("prepare"), of("verify"), of("mix")
     train, merge, probe, evaluated = of("train"), of("merge"), of("probe"), of("eval")
+    preview = tuple(built(token_row, rows("mix/preview.jsonl")))
+    if preview:
+        preview = with_logprobs(preview, rows("probe/preview_logprobs.jsonl"))
     return ReportData(
         run=run_folder.resolve().name,
         inspect=_inspect(inspect) if inspect else None,
         prepare=_prepare(prepare) if prepare else None,
         verify=_verify(verify) if verify else None,
         mix=_mix(mix) if mix else None,
-        preview=tuple(built(_token_row, rows("mix/preview.jsonl"))),
+        preview=preview,
         train=_train(train) if train else None,
-        curve=tuple(built(_curve_point, rows("train/curve.jsonl"))),
+        curve=tuple(built(curve_point, rows("train/curve.jsonl"))),
         merge=_merge(merge) if merge else None,
         probe=_probe(probe) if probe else None,
-        records=tuple(built(_record, rows("probe/records.jsonl"))),
+        records=(
+            *built(record, rows("probe/records.jsonl")),
+            *built(record, rows("eval/records.jsonl")),
+        ),
         suites=_suites(evaluated) if evaluated else None,
         recipe=text_file(recipe, found) if recipe.exists() else None,
         manifest=json_object(manifest, "manifest.json", found) if manifest.exists() else None,
@@ -186,24 +190,6 @@ def _mix(summary: Fields) -> tuple[MixSource, ...]:
     )
 
 
-def _token_row(row: Fields) -> TokenRow:
-    columns = {key: row.items(key) for key in ("token_ids", "tokens", "owner", "trained", "part")}
-    if len({len(column) for column in columns.values()}) != 1:
-        lengths = ", ".join(f"{key} {len(column)}" for key, column in columns.items())
-        raise Unusable(f"its columns differ in length: {lengths}")
-    return TokenRow(
-        conversation_id=row.text("conversation_id"),
-        source=row.text("source"),
-        kind=row.text("kind"),
-        roles=tuple(str(role) for role in row.items("roles")),
-        token_ids=row.integers("token_ids"),
-        tokens=tuple(str(token) for token in columns["tokens"]),
-        owner=row.integers("owner"),
-        trained=tuple(bool(each) for each in columns["trained"]),
-        part=tuple(None if part is None else str(part) for part in columns["part"]),
-    )
-
-
 def _train(summary: Fields) -> Train:
     return Train(
         steps=summary.count("steps"),
@@ -215,19 +201,6 @@ def _train(summary: Fields) -> Train:
         loss_last=summary.number("loss_last"),
         validation_loss=summary.number("validation_loss"),
         loss_by_part=summary.numbers("loss_by_part"),
-    )
-
-
-def _curve_point(row: Fields) -> CurvePoint:
-    step = row.count("step")
-    if step is None:
-        raise Unusable("has no step")
-    return CurvePoint(
-        step=step,
-        loss=row.number("loss"),
-        lr=row.number("lr"),
-        validation_loss=row.number("validation_loss"),
-        loss_by_part=row.numbers("loss_by_part"),
     )
 
 
@@ -283,30 +256,6 @@ def _rates(around: Fields, key: str) -> Rates:
             high=read.number("high"),
         )
     return rates
-
-
-def _record(row: Fields) -> Record:
-    ids, tokens = row.items("token_ids"), row.items("tokens")
-    if len(ids) != len(tokens):
-        raise Unusable(f"its columns differ in length: token_ids {len(ids)}, tokens {len(tokens)}")
-    if not row.text("model") or not row.text("case_id"):
-        raise Unusable("has no model or no case_id")
-    return Record(
-        model=row.text("model"),
-        case_id=row.text("case_id"),
-        category=row.text("category"),
-        request=row.text("request"),
-        tools=tuple(str(tool) for tool in row.items("tools")),
-        expected=tuple(each.values for each in row.objects("expected")),
-        token_ids=row.integers("token_ids"),
-        tokens=tuple(str(token) for token in tokens),
-        text=row.text("text"),
-        finish=row.text("finish"),
-        opener_logprob=row.number("opener_logprob"),
-        verdict=row.text("verdict"),
-        detail=row.text("detail"),
-        flags={name: value is True for name, value in row.mapping("flags").items()},
-    )
 
 
 def _suites(summary: Fields) -> Suites:

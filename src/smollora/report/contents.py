@@ -136,6 +136,8 @@ class TokenRow:
     """Index of the message; -1 = the template's own tokens."""
     trained: tuple[bool, ...]
     part: tuple[str | None, ...]
+    logprobs: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """For each model that scored the row, a value a token in nats; None for unlabelled tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,8 @@ class Probe:
 class Record:
     """One answer of one model, raw beside judged."""
 
+    source: str
+    """Who asked: "probe", or the suite of an evaluation."""
     model: str
     case_id: str
     category: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smollora.report.html import load_page
+from smollora.report.pages import load_page
 
 
 def render_model_page(found: Mapping[str, Any], architecture: Sequence[str]) -> str:

@@ -42,9 +42,14 @@ RATE_NOTES = {
     "right_call": ("Right call", "the tool and its arguments are as expected"),
     "stops_after_call": ("Stops after the call", "nothing follows it"),
     "false_call": ("False call", "calls where none was wanted"),
+    "false_call_irrelevant": ("False call, irrelevant tools", "where foreign tools were offered"),
+    "false_call_near": ("False call, near miss", "where a tool sounded right and was not"),
+    "false_call_no_tools": ("False call, no tools", "where no tool was offered"),
     "spelled_out": ("Spelled out", "a call typed with ordinary tokens"),
 }
-LOWER_IS_BETTER = frozenset({"false_call", "spelled_out"})
+LOWER_IS_BETTER = frozenset(
+    {*(rate for rate in RATE_NOTES if rate.startswith("false_call")), "spelled_out"}
+)
 
 
 def visible(value: Any) -> Any:
@@ -165,7 +170,7 @@ def pretty(value: Any) -> str:
 
 def rate_name(rate: str) -> str:
     """What a rate is called on the page."""
-    return RATE_NOTES[rate][0] if rate in RATE_NOTES else rate.replace("_", " ")
+    return RATE_NOTES[rate][0] if rate in RATE_NOTES else rate.replace("_", " ").capitalize()
 
 
 def rate_note(rate: str) -> str:

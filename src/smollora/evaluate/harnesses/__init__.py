@@ -1,0 +1,1 @@
+"""Task files for other harnesses; docs/eval.md says how to use them."""
