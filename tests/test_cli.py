@@ -366,7 +366,7 @@ def test_target_layers_that_match_nothing_are_listed_beside_those_there(go: Go) 
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(go: Go, tmp_path: Path) -> None:
-    said = go("train", train__lr=1e30, train__epochs=5, train__batch_tokens=128)
+    said = go("train", train__lr=1e30, train__epochs=5, train__batch_tokens=512)
     one_message(said, 2, "not a number", "train.lr")
     assert "train" not in done(tmp_path)
 

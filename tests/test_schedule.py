@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from smollora.schedule import Pace
@@ -61,3 +63,38 @@ def test_no_more_than_the_most_epochs_are_taken() -> None:
     for step, loss in ((10, 2.0), (20, 1.5), (30, 1.2)):
         assert not pace.note_validation(step, loss)
     assert pace.note_validation(40, 1.0)
+
+
+def test_a_loss_that_has_risen_far_and_stays_there_diverges() -> None:
+    pace = Pace(epoch_steps=100, planned=100, most=100, warmup=0, shape="constant")
+    for step in range(1, 11):
+        pace.note_loss(step, 2.0)
+    for step in range(11, 21):
+        pace.note_loss(step, 5.0)
+        assert pace.diverged is None, "half of the latest twenty are as they were"
+    pace.note_loss(21, 5.0)
+    assert pace.diverged == (2.0, 5.0)
+
+
+def test_a_small_loss_may_double() -> None:
+    pace = Pace(epoch_steps=100, planned=100, most=100, warmup=0, shape="constant")
+    for step in range(1, 31):
+        pace.note_loss(step, 0.1 if step < 6 else 0.5)
+    assert pace.diverged is None
+
+
+def test_a_pace_that_is_restored_goes_on_as_it_would_have() -> None:
+    losses = [1.0] * 30 + [3.5] + [1.0] * 30 + [4.0] + [1.0] * 40 + [4.0]
+    whole = Pace(epoch_steps=100, planned=100, most=200, warmup=5, shape="cosine")
+    first = Pace(epoch_steps=100, planned=100, most=200, warmup=5, shape="cosine")
+    for step, loss in enumerate(losses, 1):
+        whole.note_loss(step, loss)
+    for step, loss in enumerate(losses[:50], 1):
+        first.note_loss(step, loss)
+    then = Pace(epoch_steps=100, planned=100, most=200, warmup=5, shape="cosine")
+    then.restore(json.loads(json.dumps(first.state())))
+    for step, loss in enumerate(losses[50:], 51):
+        then.note_loss(step, loss)
+    assert then.state() == whole.state()
+    assert [then.factor(step) for step in range(200)] == [whole.factor(s) for s in range(200)]
+    assert [event["step"] for event in whole.events] == [31, 103]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import time
 import warnings
 from typing import NoReturn
 
@@ -23,7 +24,12 @@ from smollora.commands import (
     starting,
     templates,
 )
-from smollora.errors import GateFailed, SmolloraError
+from smollora.errors import SmolloraError
+from smollora.launch import is_first
+
+OTHERS_WAIT = 3.0
+"""Seconds that the other processes of a training live on after an error: the launcher ends all when
+one ends, and the first one, which meets the same error, is to say it."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,11 +71,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         interrupted = app(standalone_mode=False) == 130  # what typer makes of Ctrl-C
-    except GateFailed as error:
-        _complain("fell short", error)
-        sys.exit(error.exit_code)
     except SmolloraError as error:
-        _complain("error", error)
+        _complain(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         interrupted = True
@@ -93,20 +96,23 @@ def _explain_or_raise(error: Exception) -> NoReturn:
         error.show()  # click's usage errors, of which typer carries a copy of its own
     elif type(error).__name__ in out_of_memory or "can't allocate memory" in text:
         hint = "lower train.batch_tokens or probe.batch_tokens"
-        _complain("error", SmolloraError("out of memory", hint))
+        _complain(SmolloraError("out of memory", hint))
     elif getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
         hint = "free some space; finished stages are kept, the same command goes on"
-        _complain("error", SmolloraError("the disk is full", hint))
+        _complain(SmolloraError("the disk is full", hint))
     elif isinstance(error, OSError) and error.strerror and error.filename:
         hint = "check the path and who may write there, or choose another folder with --runs"
-        _complain("error", SmolloraError(f"{error.filename}: {error.strerror}", hint))
+        _complain(SmolloraError(f"{error.filename}: {error.strerror}", hint))
     else:
         raise error
     sys.exit(2)
 
 
-def _complain(word: str, error: SmolloraError) -> None:
-    print(f"{word}: {error}", file=sys.stderr)
+def _complain(error: SmolloraError) -> None:
+    if is_first():
+        print(f"{error.label}: {error}", file=sys.stderr)
+    else:
+        time.sleep(OTHERS_WAIT)
 
 
 if __name__ == "__main__":

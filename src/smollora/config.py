@@ -7,6 +7,7 @@ Unknown keys are refused, and all mistakes are reported at once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import resources
@@ -19,6 +20,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from smollora.errors import ConfigError
 
 Embeddings = Literal["lora", "tool_tokens", "frozen"]
+Tracker = Literal["tensorboard", "trackio", "wandb"]
+Every = re.compile(r"(\d+(?:\.\d+)?) ?(s|m|min|minutes|h)")
+"""A stretch of time as people write it: 30s, 10m, 1.5h."""
 Form = Literal[
     "auto", "hermes", "sharegpt", "openai", "messages", "swift", "xlam", "glaive", "alpaca"
 ]
@@ -45,6 +49,18 @@ def _on_or_off(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+def _steps_or_minutes(value: Any) -> Any:
+    """200 are steps, "10m" is a time; on and off as YAML reads them."""
+    if isinstance(value, bool):
+        return "10m" if value else "off"
+    if isinstance(value, float) and value == int(value):
+        return int(value)
+    if isinstance(value, str) and value != "off" and Every.fullmatch(value) is None:
+        raise ValueError("a number of steps, a time such as 10m, or off")
+    return value
+
+
+StepsOrTime = Annotated[Annotated[int, Field(ge=1)] | str, BeforeValidator(_steps_or_minutes)]
 Filter = Annotated[Literal["remove", "report", "off"], BeforeValidator(_on_or_off)]
 """What becomes of a row that a filter finds: rejected, noted in changed.parquet, not looked for."""
 
@@ -253,9 +269,16 @@ class PartWeights(Section):
     )
 
 
+TRAIN_SIDE_KEYS = ("checkpoint_every", "resume", "report_to")
+"""Keys of `train` that change nothing of what is trained."""
+
+
 class TrainSection(Section):
     """LoRA."""
 
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: a GPU where there is one."
+    )
     rank: int = Field(default=16, ge=1, description="Rank of the LoRA factors.")
     alpha: int = Field(
         default=32, ge=1, description="The factors' product is scaled by alpha / rank."
@@ -269,6 +292,19 @@ class TrainSection(Section):
             *("gate_proj", "up_proj", "down_proj"),
         ),
         description="Names of the linear layers that get factors.",
+    )
+    rslora: bool = Field(
+        default=False, description="Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA)."
+    )
+    dora: bool = Field(
+        default=False, description="Train the length of each weight's columns apart (DoRA); slower."
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "Modules trained whole, for instance [lm_head] or [embed_tokens]; a tied head gets"
+            " weights of its own."
+        ),
     )
     embeddings: Embeddings = Field(
         default="tool_tokens",
@@ -294,9 +330,14 @@ class TrainSection(Section):
     batch_tokens: int = Field(
         default=4096,
         ge=16,
+        description=("Tokens of a pack, shared prompts counted once; no row may be longer."),
+    )
+    packs_per_step: int | None = Field(
+        default=None,
+        ge=1,
         description=(
-            "Tokens per optimiser step, shared prompts counted once; a longer row gets a step"
-            " of its own."
+            "Packs an optimiser step: the processes share them, a process takes its own one after"
+            " the other. None: one a process."
         ),
     )
     weights: PartWeights = PartWeights()
@@ -308,6 +349,46 @@ class TrainSection(Section):
         description="auto: where a C++ compiler is there and the run is long enough to repay it.",
     )
     seed: int = Field(default=7, description="Of first factors, dropout and the order of rows.")
+    checkpoint_every: StepsOrTime = Field(
+        default="5m",
+        description="Save what is needed to go on every so many steps (50) or minutes (5m); off.",
+    )
+    resume: bool = Field(
+        default=True,
+        description="Go on from the checkpoint of a training that was cut off; false: start over.",
+    )
+    probe_every: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "Ask the model some validation prompts every so many steps: does it open a call where"
+            " one is due, and only there? 0: never."
+        ),
+    )
+    probe_prompts: int = Field(
+        default=24, ge=2, description="At most so many prompts, half of which want a call."
+    )
+    probe_tokens: int = Field(
+        default=12, ge=1, description="New tokens within which the call must open."
+    )
+    probe_gate: dict[str, float] = Field(
+        default_factory=lambda: {"emission": 0.95, "false_call": 0.05},
+        description=(
+            "Training stops once the probe finds emission at least, and false calls at most, so"
+            " high; {}: only the best adapter is chosen by it."
+        ),
+    )
+    report_to: tuple[Tracker, ...] = Field(
+        default=(), description="Where curves go beside curve.jsonl: tensorboard, trackio, wandb."
+    )
+
+    @field_validator("probe_gate")
+    @classmethod
+    def _names_decisions(cls, gate: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(gate) - {"emission", "false_call"})
+        if unknown:
+            raise ValueError(f"the probe in training has no {', '.join(unknown)}")
+        return gate
 
 
 class MergeSection(Section):

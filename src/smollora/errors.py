@@ -17,6 +17,8 @@ class SmolloraError(Exception):
     """
 
     exit_code = 2
+    label = "error"
+    """The word that the command line puts in front."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -51,3 +53,11 @@ class GateFailed(SmolloraError):
     """The stage ran to its end and its gate fell short."""
 
     exit_code = 1
+    label = "fell short"
+
+
+class Interrupted(SmolloraError):
+    """The person stopped it, and it says where it goes on."""
+
+    exit_code = 130
+    label = "interrupted"

@@ -21,8 +21,9 @@ from typing import Any
 from smollora.config import MergeSection
 from smollora.errors import ModelError
 from smollora.models import load_model, ties_embeddings
-from smollora.runs import whole_folder
-from smollora.train import untie_head
+from smollora.runs import whole_folder, write_json
+from smollora.train.adapter import untie_head
+from smollora.train.identity import base_identity, read_identity
 
 EXACT_UP_TO = 1_000_000_000
 """Parameters up to which weights are compared in float64 arithmetic: adding up in another order
@@ -44,7 +45,7 @@ class MergePlan:
     adapter: Path
     out: Path
     unties_head: bool
-    """True if the adapter changes `embed_tokens` of a tied model."""
+    """True if the adapter changes one of a tied model's two ends and not the other."""
     dtype: str
 
 
@@ -63,8 +64,15 @@ def plan_merge(base: Path, adapter: Path, out: Path, dtype: str) -> MergePlan:
             f"{adapter} holds no readable adapter for {base}: {error}",
             "train first, or check the folders",
         ) from error
-    targets = config.get("target_modules") or []
-    embeds = any("embed" in str(target) or target == "wte" for target in targets)
+    other = read_identity(adapter)
+    if other and other != base_identity(base):
+        raise ModelError(
+            f"the adapter in {adapter} was trained on other weights than those in {base}",
+            "merge it with the base that it was trained on, or train again",
+        )
+    targets = [*(config.get("target_modules") or []), *(config.get("modules_to_save") or [])]
+    ends = ("wte", "lm_head", "embed_out")
+    embeds = any("embed" in str(target) or target in ends for target in targets)
     return MergePlan(base, adapter, out, embeds and tied, dtype)
 
 
@@ -92,6 +100,7 @@ def apply_merge(
     rows: Sequence[Sequence[int]],
     section: MergeSection,
     *,
+    stop_ids: Sequence[int] = (),
     on_step: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Merge, save, and prove.
@@ -100,6 +109,7 @@ def apply_merge(
         plan: from `plan_merge`.
         rows: token ids of held-out rows; every position is compared.
         section: tolerances.
+        stop_ids: end a turn; the merged model's generation config names them all.
 
     Returns:
         The numbers of the merge stage's summary; `passed` says whether they are within tolerance.
@@ -133,7 +143,7 @@ def apply_merge(
             del again, high
         say(f"saved in {plan.dtype}")
         merged.to(getattr(torch, plan.dtype))
-        _save(merged, plan)
+        _save(merged, plan, stop_ids)
         final = load_model(plan.out, dtype=plan.dtype)
         as_served = _compare(low, _logits(final, rows))
         say("the rounding of the weights alone")
@@ -166,17 +176,37 @@ def _exact_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
     return _logits(model.double(), rows)
 
 
-def _save(model: Any, plan: MergePlan) -> None:
+def _save(model: Any, plan: MergePlan, stop_ids: Sequence[int]) -> None:
     """Write the merged folder whole: beside it first, then renamed."""
     with whole_folder(plan.out) as work:
         model.save_pretrained(work)
-        for name in CARRIED:
-            if (plan.base / name).is_file():
-                shutil.copyfile(plan.base / name, work / name)
-        if (plan.base / "generation_config.json").is_file():
-            shutil.copyfile(plan.base / "generation_config.json", work / "generation_config.json")
+        carry(plan.base, work, stop_ids)
         if plan.out.exists():
             shutil.rmtree(plan.out)
+
+
+def carry(base: Path, folder: Path, stop_ids: Sequence[int]) -> None:
+    """Put what a server needs beside weights: tokenizer, template, and a generation config that
+    stops where the template's turns end.
+    """
+    for name in CARRIED:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    for place in (base, folder):  # the base's own, else what transformers has written
+        path = place / "generation_config.json"
+        if path.is_file():
+            generation = json.loads(path.read_text(encoding="utf-8"))
+            break
+    else:
+        generation = {}
+    found = generation.get("eos_token_id")
+    ends = [] if found is None else found if isinstance(found, list) else [found]
+    lacking = [token for token in stop_ids if token not in ends]
+    if lacking:
+        both = [*ends, *lacking]
+        generation["eos_token_id"] = both if len(both) > 1 else both[0]
+    if generation:
+        write_json(folder / "generation_config.json", generation)
 
 
 def _logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:

@@ -17,8 +17,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from smollora import __version__, stages
-from smollora.config import ENGINE_KEYS, Recipe, dump_recipe
+from rich.console import Console
+
+from smollora import __version__, launch, stages
+from smollora.config import ENGINE_KEYS, TRAIN_SIDE_KEYS, Recipe, dump_recipe
 from smollora.errors import ConfigError
 from smollora.memory import give_back_freed_memory
 from smollora.runs import (
@@ -62,6 +64,8 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
     values = recipe.model_dump(mode="json")
     for name in ENGINE_KEYS:  # where the tasks run changes no row
         del values["prepare"][name]
+    for name in TRAIN_SIDE_KEYS:  # nor do these change what is trained
+        del values["train"][name]
     keys: dict[str, str] = {}
     before = hash_of("smollora", __version__)
     for name in STAGES:
@@ -121,12 +125,18 @@ def run_stages(run: Run, wanted: Sequence[str], *, force: Sequence[str] = ()) ->
     keys = stage_keys(run.recipe)
     if last >= names.index("probe"):
         stages.load_cases(run)  # a mistake there is cheaper found before training
+    if last >= names.index("train"):
+        stages.check_machine(run)
+    if launch.processes() > 1 and not _leads(run, wanted):
+        return {}
     run.folder.mkdir(parents=True, exist_ok=True)
     write_whole(run.folder / "recipe.yaml", dump_recipe(run.recipe))
     _write_manifest(run, keys)
     outcome: dict[str, str] = {}
     stale = False
     for name in names[: last + 1]:
+        if name == "train" and launch.processes() > 1:
+            launch.wait_for_everyone(_device(run))
         folder = run.folder / name
         if is_done(folder, keys[name]) and name not in force and not stale:
             outcome[name] = "skipped"
@@ -136,6 +146,32 @@ def run_stages(run: Run, wanted: Sequence[str], *, force: Sequence[str] = ()) ->
         _run_stage(run, name, keys[name])
         outcome[name] = "done"
     return outcome
+
+
+def _leads(run: Run, wanted: Sequence[str]) -> bool:
+    """True in the first of several processes, which does the stages before training and writes;
+    the others have trained along when this returns.
+
+    Raises:
+        ConfigError: something else than training is wanted.
+    """
+    if list(wanted) != ["train"]:
+        raise ConfigError(
+            f"{launch.processes()} processes were launched for `{' '.join(wanted)}`; only `train`"
+            " takes several",
+            "launch `smollora train`, then give the other verbs to a single process",
+        )
+    if launch.is_first():
+        return True
+    launch.wait_for_everyone(_device(run))
+    stages.train(Run(run.recipe, run.folder, Console(quiet=True)))
+    return False
+
+
+def _device(run: Run) -> str:
+    from smollora.train.hardware import choose_device
+
+    return choose_device(run.recipe.train.device)
 
 
 def _run_stage(run: Run, name: str, key: str) -> None:

@@ -1,4 +1,5 @@
-"""The pace of training: learning-rate factor, halving on a spike, further epochs while it pays.
+"""The pace of training: learning-rate factor, halving on a spike, further epochs while it pays,
+an end where it diverges.
 
 In: step numbers, losses, validation losses. Out: factors and decisions, each kept as an event that
 the summary shows. Pure Python, so that it can be tested without training. The plan behind it: three
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
@@ -23,6 +25,14 @@ RECENT = 50
 """Steps that the median is taken over; after a spike as many pass before the next one counts."""
 SETTLED = 20
 """Steps before which nothing is called a spike."""
+START = 5
+"""First steps whose median loss is where a run began."""
+DIVERGED = 20
+"""Latest steps whose median is held against it ..."""
+RISEN = 2.0
+"""... and has diverged where it is this many times as high ..."""
+RISEN_BY = 1.0
+"""... and by this many nats: a loss that began near 0 may double."""
 FLOOR = 0.1
 """Smallest factor where epochs may be added, so that they still teach something."""
 
@@ -43,6 +53,7 @@ class Pace:
     validation: list[float] = field(default_factory=list)
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     _quiet_until: int = SETTLED
+    _first: list[float] = field(default_factory=list)
 
     def factor(self, step: int) -> float:
         """Factor on the learning rate at `step`, counted from 0."""
@@ -63,6 +74,8 @@ class Pace:
         usual = median(self._recent) if self._recent else loss
         highest = max(self._recent, default=loss)
         self._recent.append(loss)
+        if len(self._first) < START:
+            self._first.append(loss)
         if step <= self._quiet_until or loss <= max(SPIKE * usual, ABOVE_HIGHEST * highest):
             return False
         self.halvings += 1
@@ -71,6 +84,36 @@ class Pace:
             {"step": step, "event": "spike: learning rate halved", "loss": loss, "usual": usual}
         )
         return True
+
+    @property
+    def diverged(self) -> tuple[float, float] | None:
+        """(median loss at the start, median of the latest steps) where the latter has risen far
+        above the former; else None.
+        """
+        if len(self._recent) < DIVERGED or len(self._first) < START:
+            return None
+        first, latest = median(self._first), median(list(self._recent)[-DIVERGED:])
+        return (first, latest) if latest > max(RISEN * first, first + RISEN_BY) else None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the pace, as JSON values."""
+        return {
+            "events": self.events,
+            "halvings": self.halvings,
+            "validation": self.validation,
+            "recent": list(self._recent),
+            "quiet_until": self._quiet_until,
+            "first": self._first,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.events = list(state["events"])
+        self.halvings = state["halvings"]
+        self.validation = list(state["validation"])
+        self._recent.extend(state["recent"])
+        self._quiet_until = state["quiet_until"]
+        self._first = list(state["first"])
 
     def note_validation(self, step: int, loss: float | None) -> bool:
         """Tell the validation loss after an epoch; True if training is to stop here.

@@ -29,6 +29,7 @@ from smollora.errors import (
     VerifyError,
 )
 from smollora.formats import ToolFormat, get_format, tokens_of
+from smollora.launch import is_first
 from smollora.models import (
     equip,
     load_model,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from smollora.data.overlap import Overlap
     from smollora.data.prepared import PreparedSet
     from smollora.data.shards import RowTable
+    from smollora.train import StepReport
 
 PREVIEW_ROWS = 60
 
@@ -417,10 +419,29 @@ def _preview(run: Run, rows: PreparedSet, train: Sequence[int]) -> list[dict[str
 # ── train, merge ─────────────────────────────────────────────────────────────────────────────────
 
 
+def check_machine(run: Run) -> None:
+    """Find before the long stages what training would refuse after them.
+
+    Raises:
+        ConfigError: a GPU is asked for and absent, or a tracker is not installed.
+    """
+    section = run.recipe.train
+    if not section.report_to and section.device != "cuda":
+        return  # without importing torch
+    from smollora.train.hardware import choose_device
+    from smollora.train.reporting import check_trackers
+
+    check_trackers(section.report_to)
+    choose_device(section.device)
+
+
 def train(run: Run) -> dict[str, Any]:
-    """LoRA on the mixed rows."""
+    """LoRA on the mixed rows; goes on where a training was cut off."""
     from smollora.data.parts import training_row
-    from smollora.train import StepReport, compute_dtype, train_adapter
+    from smollora.merge import carry
+    from smollora.train import Ends, train_adapter
+    from smollora.train.hardware import choose_device, compute_dtype
+    from smollora.train.line import describe_step
 
     renderer = load_renderer(run)
     prepared = open_rows(run)
@@ -446,7 +467,7 @@ def train(run: Run) -> dict[str, Any]:
     token_ids = added or [i for i in (*facts.ids, *rows_ids) if i is not None]
     model = load_model(
         run.base,
-        dtype=compute_dtype(settings.dtype),
+        dtype=compute_dtype(settings.dtype, choose_device(settings.device)),
         trust_remote_code=run.recipe.model.trust_remote_code,
     )
     folder = run.folder / "train"
@@ -455,12 +476,8 @@ def train(run: Run) -> dict[str, Any]:
 
         def on_step(report: StepReport) -> None:
             shown.total(report.steps)
-            rate = report.row_tokens_so_far / report.seconds
-            shown.to(
-                report.step,
-                f"loss {report.loss:.3f}  {rate:,.0f} row tokens/s"
-                f"  {report.memory / 2**30:.1f} GiB",
-            )
+            shown.start_from(report.resumed_at)
+            shown.to(report.step, describe_step(report))
 
         made = train_adapter(
             model,
@@ -470,9 +487,13 @@ def train(run: Run) -> dict[str, Any]:
             token_ids=token_ids,
             pad_id=facts.padding_id,
             out=folder / "adapter",
+            base=run.base,
+            ends=Ends(facts.open.id, facts.stop_ids, facts.padding_id),
             on_step=on_step,
         )
-    write_jsonl(folder / "curve.jsonl", made.curve)
+    if is_first():
+        carry(run.base, folder / "adapter", facts.stop_ids)
+        write_jsonl(folder / "curve.jsonl", made.curve)
     return made.summary
 
 
@@ -483,6 +504,7 @@ def merge(run: Run) -> dict[str, Any]:
     section = run.recipe.merge
     (run.folder / "merge").mkdir(parents=True, exist_ok=True)
     plan = plan_merge(run.base, run.folder / "train" / "adapter", run.merged, section.dtype)
+    stop_ids = load_renderer(run).facts.stop_ids
     prepared = open_rows(run)
     held = read_json(run.folder / "mix" / "rows.json")["validation"] or range(len(prepared))
     length = prepared.table.length
@@ -495,7 +517,13 @@ def merge(run: Run) -> dict[str, Any]:
     rows = [found[index].rendered.token_ids for index in short]
     with meter(run.console, "merge and prove", 5, "steps") as shown:
         count = iter(range(1, 6))
-        values = apply_merge(plan, rows, section, on_step=lambda text: shown.to(next(count), text))
+        values = apply_merge(
+            plan,
+            rows,
+            section,
+            stop_ids=stop_ids,
+            on_step=lambda text: shown.to(next(count), text),
+        )
     return values
 
 

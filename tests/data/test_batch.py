@@ -99,7 +99,7 @@ def assert_trees_equal_rows(model: Any, rows: list[Row], length: int, *, by_mask
     parts, counts = torch.zeros(len(PARTS)), torch.zeros(len(PARTS))
     plan = plan_batches(rows, length=length, seed=3)
     for pack in plan.packs:
-        loss, weights, by_part, count = loss_of(build_batch(pack, length, PAD))
+        loss, weights, by_part, count, _ = loss_of(build_batch(pack, length, PAD))
         total, weight = total + loss, weight + weights
         parts, counts = parts + by_part, counts + count
     total.backward()
@@ -169,7 +169,9 @@ def test_the_validation_loss_is_the_mean_without_dropout_and_without_weights() -
         expected, _ = one_by_one(reference, plain)
     count = sum(sum(unit(row)) for row in rows)
     model.train()
-    found, _ = evaluate_loss(TreeLoss(model, "float32"), rows, TrainSection(batch_tokens=600), PAD)
+    found = evaluate_loss(
+        TreeLoss(model, "float32"), rows, TrainSection(batch_tokens=600), PAD
+    ).loss
     assert found == pytest.approx(expected.item() / count, abs=1e-4)
     assert model.training, "training goes on afterwards"
 

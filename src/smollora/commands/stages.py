@@ -23,6 +23,7 @@ from smollora.commands.options import (
     split_recipe,
 )
 from smollora.errors import GateFailed
+from smollora.launch import is_first
 
 
 def execute(
@@ -47,6 +48,8 @@ def execute(
     stages = list(STAGES) if verb == "run" else [verb]
     forced = list(force or []) + ([verb] if verb != "run" and not force else [])
     run_stages(run, stages, force=forced)
+    if not is_first():
+        return
     last = stages[-1]
     if as_json:
         summary = "probe" if verb == "run" else last

@@ -1,0 +1,240 @@
+"""Loss of packed trees: the head runs on labelled positions only, in pieces.
+
+In: a `Batch` (data/batch.py). Out: the weighted sum that is trained, and plain sums by part of the
+answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from smollora.attention import NAME as TREE_ATTENTION
+from smollora.attention import use_tree_attention
+from smollora.config import TrainSection
+from smollora.data.batch import Batch, Row, build_batch, plan_batches
+from smollora.errors import ModelError
+from smollora.types import PARTS
+
+HEAD_CHUNK = 256
+"""Labelled positions whose logits exist at one time."""
+
+
+class PackLoss(NamedTuple):
+    """What a pack gave; all are tensors."""
+
+    total: Any
+    """Sum of weighted losses: what is trained."""
+    weight: Any
+    """Sum of weights."""
+    by_part: Any
+    """Unweighted losses by part [5]."""
+    counts: Any
+    """Labelled tokens by part [5]."""
+    hits: Any
+    """Those of them that the model thought most likely [5]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a model makes of rows, without weights; None over no tokens."""
+
+    loss: float | None
+    loss_by_part: dict[str, float | None]
+    accuracy_by_part: dict[str, float | None]
+    """Share of the labelled tokens that were the most likely ones."""
+
+
+def sliding_window(config: Any) -> int | None:
+    """Tokens that a model's windowed layers look back; None where every layer sees all."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return None
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    return int(window)
+
+
+def refuse_scaled_logits(model: Any) -> None:
+    """The loss is computed from head times hidden state: refuse a model whose logits are not that.
+
+    Granite divides its logits, Cohere multiplies them, Gemma caps them.
+
+    Raises:
+        ModelError: the logits of a few tokens are others.
+    """
+    import torch
+
+    if model.config._attn_implementation == TREE_ATTENTION:  # looked at before
+        return
+    device = model.get_input_embeddings().weight.device
+    token_ids = torch.arange(1, 9, device=device)[None]
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+        plain = model.get_output_embeddings()(hidden).float()
+        logits = model(input_ids=token_ids, use_cache=False).logits.float()
+    if (plain - logits).abs().max() > 0.02 * logits.abs().max():
+        raise ModelError(
+            f"{type(model).__name__} scales or caps its logits, which this trainer does not do",
+            "train it with another trainer; inspect, prepare, verify and probe serve it as well",
+        )
+
+
+class TreeLoss:
+    """Weighted cross entropy of packed trees, with sums by part.
+
+    Source of the head-on-labelled-positions idea: TRL's and Liger's chunked losses; of shared
+    prompts: tree attention.
+    """
+
+    def __init__(self, model: Any, dtype: str, device: str = "cpu") -> None:
+        import torch
+
+        self.model = model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder = base.base_model
+        self.head = base.get_output_embeddings()
+        self.dtype = getattr(torch, dtype)
+        self.device = device
+        self.window = sliding_window(base.config)
+        refuse_scaled_logits(base)
+        self.tree_attention = device == "cpu"
+        own = base.config._attn_implementation
+        self._own_attention = "sdpa" if own == TREE_ATTENTION else own
+        if self.tree_attention:
+            use_tree_attention(base)
+
+    def __call__(self, batch: Batch) -> PackLoss:
+        """Compute one pack."""
+        import torch
+        from torch.nn import functional
+        from torch.utils.checkpoint import checkpoint
+
+        longest = int(batch.position_ids.max()) + 1
+        if self.window is not None and longest > self.window:
+            raise ModelError(
+                f"a row of {longest} tokens is longer than the sliding window of {self.window}",
+                f"set prepare.max_length={self.window}",
+            )
+        low = self.dtype != torch.float32
+        where: dict[str, Any] = (
+            {"segments": batch.segments}
+            if self.tree_attention
+            else {"attention_mask": batch.mask().to(self.device)}
+        )
+        context: Any = torch.autocast(self.device, dtype=self.dtype) if low else nullcontext()
+        with context:
+            hidden = self.decoder(
+                input_ids=batch.token_ids.to(self.device),
+                position_ids=batch.position_ids.to(self.device),
+                use_cache=False,
+                **where,
+            ).last_hidden_state
+            flat = hidden.reshape(-1, hidden.shape[-1])[batch.select.to(self.device)]
+
+            def losses(states: Any, targets: Any) -> tuple[Any, Any]:
+                logits = self.head(states).float()
+                right = logits.detach().argmax(dim=-1) == targets
+                return functional.cross_entropy(logits, targets, reduction="none"), right
+
+            pieces = []
+            targets = batch.targets.to(self.device)
+            many = flat.shape[0] > HEAD_CHUNK
+            for start in range(0, flat.shape[0], HEAD_CHUNK):
+                part = flat[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK]
+                pieces.append(
+                    checkpoint(losses, *part, use_reentrant=False) if many else losses(*part)
+                )
+            each = torch.cat([loss for loss, _ in pieces]) if pieces else flat.sum(dim=-1) * 0
+            right = torch.cat([hit for _, hit in pieces]) if pieces else each.detach().bool()
+        weights = batch.weights.to(self.device)
+        plain = each.detach()
+        parts = batch.parts.to(self.device)
+
+        def by_part(values: Any) -> Any:
+            return torch.zeros(len(PARTS), device=self.device).index_add_(0, parts, values)
+
+        return PackLoss(
+            (each * weights).sum(),
+            weights.sum(),
+            by_part(plain),
+            by_part(torch.ones_like(plain)),
+            by_part(right.to(plain.dtype)),
+        )
+
+    @contextmanager
+    def as_before(self) -> Iterator[Any]:
+        """The model as transformers' generate would see it: its own attention, layers not
+        compiled (prompts have many lengths), in evaluation mode.
+        """
+        import torch
+
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        trains = self.model.training
+        low = self.dtype != torch.float32
+        self.model.eval()
+        if self.tree_attention:
+            base.set_attn_implementation(self._own_attention)
+        context: Any = torch.autocast(self.device, dtype=self.dtype) if low else nullcontext()
+        try:
+            with torch.compiler.set_stance("force_eager"), torch.no_grad(), context:
+                yield self.model
+        finally:
+            if self.tree_attention:
+                use_tree_attention(base)
+            self.model.train(trains)
+
+
+def mean_by_part(sums: Any, counts: Any) -> dict[str, float | None]:
+    """Mean of each part; None where there is none of it."""
+    return {
+        part: round(float(sums[i] / counts[i]), 4) if counts[i] else None
+        for i, part in enumerate(PARTS)
+    }
+
+
+def evaluate_loss(
+    loss_of: TreeLoss,
+    rows: Sequence[Row],
+    settings: TrainSection,
+    pad_id: int,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    add_up: Callable[[Any], Any] = lambda values: values,
+) -> Evaluation:
+    """Mean unweighted loss and accuracy over rows, whole and by part.
+
+    Args:
+        rank, processes: this process computes its share of the packs ...
+        add_up: ... and this adds a tensor [3, 5] up over the processes.
+    """
+    import torch
+
+    found = torch.zeros(3, len(PARTS))
+    trains = loss_of.model.training
+    loss_of.model.eval()  # without dropout
+    for number, batch in enumerate(_batches(rows, settings, pad_id)):
+        if number % processes == rank:
+            with torch.no_grad():
+                pack = loss_of(batch)
+            found = found + torch.stack([pack.by_part, pack.counts, pack.hits]).cpu()
+    loss_of.model.train(trains)
+    sums, counts, hits = add_up(found)
+    total = float(counts.sum())
+    return Evaluation(
+        round(float(sums.sum()) / total, 4) if total else None,
+        mean_by_part(sums, counts),
+        mean_by_part(hits, counts),
+    )
+
+
+def _batches(rows: Sequence[Row], settings: TrainSection, pad_id: int) -> Iterator[Batch]:
+    if not rows:
+        return
+    plan = plan_batches(rows, length=settings.batch_tokens, seed=0)
+    for pack in plan.packs:
+        yield build_batch(pack, plan.length, pad_id)

@@ -1,0 +1,147 @@
+"""Several processes of one training: real ones, over gloo, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from smollora import launch
+from smollora.data.batch import plan_batches
+from smollora.errors import ConfigError
+from smollora.train.steps import StepPlan
+from tiny_runs import changed, smollora, tiny_recipe, write_model, write_recipe
+from tiny_training import PAD, ROWS, curve, start, train
+
+
+def torchrun(processes: int) -> tuple[str, ...]:
+    """The start of a command line, with a port that is free."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    return (
+        *("-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"),
+        *("--master-addr=127.0.0.1", f"--master-port={port}", "-m", "smollora"),
+    )
+
+
+def accelerate(processes: int) -> tuple[str, ...]:
+    """The same by accelerate. Its `--cpu` starts several processes by MPI alone; `--multi_gpu` does
+    so as on GPUs, and where there are none they train on the CPU.
+    """
+    return (
+        *("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"),
+        *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
+        *("--main_process_port=0", "-m", "smollora"),
+    )
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of global steps of three packs, and a run of it up to its rows."""
+    folder = tmp_path_factory.mktemp("launch")
+    recipe = changed(
+        tiny_recipe(folder, write_model(folder / "model")),
+        train__epochs=4,
+        train__max_epochs=6,
+        train__batch_tokens=384,
+        train__packs_per_step=3,
+        train__lr=2e-3,
+        train__weights={"open": 4.0, "text": 0.5},
+    )
+    write_recipe(folder / "recipe.yaml", recipe)
+    said = smollora("mix", folder / "recipe.yaml", "--runs", folder / "runs")
+    assert said.code == 0, said.err
+    return folder
+
+
+def trained(mixed: Path, name: str, launcher: tuple[str, ...]) -> tuple[Path, str]:
+    """(run folder, what was printed) of a training of the mixed rows."""
+    run = mixed / name / "tiny"
+    shutil.copytree(mixed / "runs" / "tiny", run, symlinks=True)
+    process = start("train", mixed / "recipe.yaml", "--runs", run.parent, launcher=launcher)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return run, out
+
+
+@pytest.mark.parametrize("launcher", [torchrun, accelerate])
+def test_two_processes_train_what_one_does(mixed: Path, launcher: Any, request: Any) -> None:
+    name = request.node.callspec.id
+    one, _ = trained(mixed, f"{name}-one", ("-m", "smollora"))
+    two, out = trained(mixed, f"{name}-two", launcher(2))
+    summary = json.loads((two / "train" / "summary.json").read_text())
+    assert (summary["processes"], summary["packs_per_step"]) == (2, 3)
+    ours, theirs = curve(two), curve(one)
+    assert len(ours) == len(theirs) >= 8
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5), a["step"]
+        assert a["lr"] == b["lr"]
+        for key in ("tokens", "row_tokens", "labelled", "loss_by_part", "accuracy_by_part"):
+            assert a[key] == pytest.approx(b[key], abs=1e-3), key
+    weights = load_file(two / "train" / "adapter" / "adapter_model.safetensors")
+    for key, tensor in load_file(one / "train" / "adapter" / "adapter_model.safetensors").items():
+        assert (weights[key] - tensor).abs().max() <= 1e-4, key
+    single = json.loads((one / "train" / "summary.json").read_text())
+    assert summary["validation_loss"] == pytest.approx(single["validation_loss"], abs=1e-3)
+    assert out.count("train ") == 1, "one process prints"
+
+
+def test_what_only_one_process_can_do_is_refused(mixed: Path) -> None:
+    launcher = torchrun(2)
+    process = start("run", mixed / "recipe.yaml", "--runs", mixed / "runs", launcher=launcher)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert err.count("error: 2 processes were launched for") == 1
+
+
+# ── in this process ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("packs", [3, 4])
+def test_the_processes_take_every_pack_of_a_step_once(packs: int, processes: int) -> None:
+    plan = plan_batches(ROWS, length=96, seed=1)
+    plans = [StepPlan(plan, 8, PAD, packs, rank, processes) for rank in range(processes)]
+    assert plan.steps > packs, "an epoch has more than one step"
+    for epoch in range(2):
+        seen: list[str] = []
+        for place in range(plans[0].per_epoch):
+            index = epoch * plans[0].per_epoch + place
+            made = [each[index] for each in plans]
+            held = [b for step in made if not step.idle for b in step.batches]
+            seen += [row for batch in held for row in batch.row_ids]
+            idle = [b for step in made if step.idle for b in step.batches]
+            assert all(float(batch.weights.sum()) == 0 for batch in idle)
+            assert sorted(row for b in held for row in b.row_ids) == sorted(plans[0].row_ids(index))
+        assert sorted(seen) == sorted(row.conversation_id for row in ROWS)
+
+
+def test_a_pack_after_the_other_is_one_large_pack(tmp_path: Path) -> None:
+    """Weighted by labels, not by packs: packs of 96 tokens, all in one step, and one large pack."""
+    many = train(tmp_path / "many", packs_per_step=1000)
+    whole = train(tmp_path / "whole", batch_tokens=4096)
+    assert many.summary["steps"] == whole.summary["steps"] == 4
+    assert [e["loss"] for e in many.curve] == pytest.approx(
+        [e["loss"] for e in whole.curve], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharding_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigError, match="data parallel only"):
+        launch.refuse_sharding()
+
+
+def test_more_processes_than_packs_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launch, "processes", lambda: 4)
+    with pytest.raises(ConfigError, match=r"4 processes for train\.packs_per_step=2"):
+        train(tmp_path, packs_per_step=2)
