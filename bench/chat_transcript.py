@@ -33,9 +33,9 @@ TURNS = (
 def answer(chat: PseudoTerminal, yes: str | None) -> None:
     """Wait until the model has ended its turn, saying `yes` to each tool it wants to run."""
     while True:
-        place = len(chat.text)
-        while not chat.text[place - 2 :].endswith(("\n> ", "[y/N] ")):
-            chat._read(120)
+        while not chat.text.endswith(("\n> ", "[y/N] ")):
+            if not chat._read(120):
+                raise SystemExit(f"nothing more came after:\n{chat.text}")
         if chat.text.endswith("\n> "):
             chat._seen = len(chat.text)
             return
