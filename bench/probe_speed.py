@@ -36,10 +36,10 @@ import torch
 
 from smollora.endpoint import Endpoint, ServedGenerator
 from smollora.generate import local_generator
+from smollora.generate.prompt_tree import lay_out, order_for_sharing
+from smollora.generate.slot_run import chunk_of
 from smollora.models import load_model
-from smollora.probing import find_cases, open_renderer
-from smollora.prompt_tree import lay_out, order_for_sharing
-from smollora.slot_run import chunk_of
+from smollora.probe.run import find_cases, open_renderer
 
 Ids = list[tuple[int, ...]]
 

@@ -97,7 +97,7 @@ def adapt(page: str, markdown: str) -> str:
 
 def recipe_reference() -> str:
     """Every key of the recipe, a table a section."""
-    from smollora.draft_text import as_yaml
+    from smollora.draft.text import as_yaml
     from smollora.recipe_keys import recipe_keys, recipe_sections
 
     lines: list[str] = []

@@ -20,22 +20,20 @@ ROOT = Path(smollora.__file__).parent
 
 LEVELS = {
     **dict.fromkeys(("errors", "types"), 0),
-    **dict.fromkeys(("formats", "config", "recipe_keys", "draft_text", "runs"), 1),
+    **dict.fromkeys(("formats", "config", "recipe_keys", "draft.text", "runs"), 1),
     **dict.fromkeys(("tokens", "tokenizer_file", "templates", "columns", "render", "verify"), 2),
     "data": 3,
-    **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
-    **dict.fromkeys(("prompt_tree", "prompt_attention", "slots", "slot_run"), 4),
-    **dict.fromkeys(("architecture", "launch", "wire", "chat_form", "endpoint"), 4),
-    "likelihood": 4,
-    **dict.fromkeys(("probe", "locate", "evaluate", "serve", "doctor", "chat"), 5),
+    **dict.fromkeys(("models", "attention", "memory", "train", "merge", "generate"), 4),
+    **dict.fromkeys(("architecture", "launch", "likelihood", "endpoint"), 4),
+    **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat"), 5),
     **dict.fromkeys(("chat.child", "chat.stream"), 4),
     "report": 6,
     **dict.fromkeys(("cli", "__main__", "stages", "pipeline", "plan", "inspection", "progress"), 7),
     "commands": 7,
     **dict.fromkeys(("template_repair", "template_view"), 7),
-    **dict.fromkeys(("probing", "probe_target", "probe_folder", "probe_table"), 7),
+    **dict.fromkeys(("probe.run", "probe.target", "probe.folder", "probe.table"), 7),
     **dict.fromkeys(("evaluate.run", "evaluate.targets", "evaluate.export"), 7),  # load models
-    **dict.fromkeys(("team_checks", "pytest_plugin", "draft", "environment", "hardware"), 7),
+    **dict.fromkeys(("team_checks", "pytest_plugin", "draft", "environment"), 7),
 }
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pyarrow")

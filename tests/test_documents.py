@@ -74,7 +74,8 @@ def blocks(text: str, *languages: str) -> list[str]:
 
 def commands(page: Path) -> list[list[str]]:
     """Commands of smollora in the page's blocks, split as a shell splits them."""
-    lines = "\n".join(blocks(page.read_text(encoding="utf-8"), "", "sh", "bash")).splitlines()
+    text = "\n".join(blocks(page.read_text(encoding="utf-8"), "", "sh", "bash"))
+    lines = text.replace("\\\n", " ").splitlines()  # a command may go on in the next line
     found = [re.search(r"(?:^|[;&|] |run: )smollora ([^;&|>]*)", line) for line in lines]
     return [shlex.split(match[1], comments=True) for match in found if match]
 

@@ -13,7 +13,7 @@ import yaml
 
 from smollora.config import RATES, Recipe, load_recipe
 from smollora.draft import SAMPLE, plan_draft
-from smollora.draft_text import show_draft
+from smollora.draft.text import show_draft
 from smollora.recipe_keys import recipe_keys
 from smollora.templates.engine import load_shipped
 from tiny_runs import (

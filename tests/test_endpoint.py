@@ -9,11 +9,11 @@ import pytest
 
 from doctor_models import ServedTokenizer
 from fake_server import FakeServer
-from smollora.chat_form import ServedCall, reassemble, request_messages, with_call_ids
 from smollora.endpoint import Endpoint, EndpointError, ServedGenerator
+from smollora.endpoint.chat_form import ServedCall, reassemble, request_messages, with_call_ids
+from smollora.endpoint.wire import plain_url, printable
 from smollora.templates.engine import load_shipped
 from smollora.types import Message, ToolCall, ToolSpec
-from smollora.wire import plain_url, printable
 
 TOOL = ToolSpec("find", "Finds.", {"type": "object", "properties": {"what": {"type": "string"}}})
 ASKED = [Message("user", "Where is it?")]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from smollora import environment, hardware
-from smollora.environment import check_environment, check_packages, pins, verdict
-from smollora.hardware import (
+from smollora import environment
+from smollora.environment import check_environment, check_packages, hardware, pins, verdict
+from smollora.environment.hardware import (
     Finding,
     check_cards,
     check_disks,

@@ -12,7 +12,7 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from smollora.generate import LocalGenerator, Sampling, draw
-from smollora.slots import can_use_slots
+from smollora.generate.slots import can_use_slots
 from tiny_models import tiny_model
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from smollora.locate import compare, locate, mcnemar, outcome, say
 from smollora.probe import Asked, rates
+from smollora.probe.locate import compare, locate, mcnemar, outcome, say
 from smollora.types import CaseScore, EvalCase, Generation, ToolCall
 
 CALL = (ToolCall("look", {}),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smollora.prompt_tree import LEAST_SHARED, lay_out, order_for_sharing, shared_length
+from smollora.generate.prompt_tree import LEAST_SHARED, lay_out, order_for_sharing, shared_length
 
 SYSTEM, TOOLS = list(range(100, 140)), list(range(200, 300))
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from smollora.schedule import Pace
+from smollora.train.schedule import Pace
 
 
 def test_the_rate_warms_up_then_falls_to_nothing_on_a_straight_line() -> None:

@@ -76,6 +76,13 @@ def plan_merge(base: Path, adapter: Path, out: Path, dtype: str) -> MergePlan:
     return MergePlan(base, adapter, out, embeds and tied, dtype)
 
 
+def load_with_adapter(folder: Path, adapter: Path | None) -> Any:
+    """A model that is to be asked, in bfloat16 as it is served; its adapter live on it, if any."""
+    if adapter is None:
+        return load_model(folder)
+    return load_live(plan_merge(folder, adapter, adapter, "bfloat16"), "bfloat16")
+
+
 def load_live(plan: MergePlan, dtype: str = "float32") -> Any:
     """The base with the live adapter on it, as it was trained."""
     import torch

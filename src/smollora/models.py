@@ -319,3 +319,32 @@ def equip(model: Any, tokenizer: Any, texts: tuple[str, ...]) -> tuple[int, ...]
             for matrix in rows:
                 matrix[new] = matrix[spelled[text]].float().mean(dim=0).to(matrix.dtype)
     return tuple(tokenizer.convert_tokens_to_ids(text) for text in missing)
+
+
+def base_of_adapter(adapter: Path, base: str | None) -> Path:
+    """Folder of the model that an adapter goes on: as told, as its config says, or beside it in a
+    run.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    if base is not None:
+        return resolve_model(base)
+    try:
+        said = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        name = str(said.get("base_model_name_or_path") or "")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(
+            f"{adapter / 'adapter_config.json'} is not valid: {error}", "save the adapter again"
+        ) from error
+    beside = adapter.resolve().parent.parent / "base"
+    if not Path(name).is_dir() and beside.is_dir():
+        return beside
+    try:
+        return resolve_model(name)
+    except ModelError as error:
+        raise ModelError(
+            f"the adapter {adapter} goes on {name or 'a model that it does not name'},"
+            f" which cannot be had: {error.message}",
+            "give its base with --base",
+        ) from error

@@ -269,26 +269,16 @@ def _git_revision() -> str | None:
     """The commit of smollora's own checkout, "-dirty" after it if files differ; None where it is an
     installed package.
     """
-    folder = Path(__file__).parent
-    ask = [
-        "git",
-        "-C",
-        str(folder),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty",
-        "--exclude=*",
-    ]
+    own = Path(__file__)
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        command = ["git", "-C", str(own.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10)
+
     try:
-        tracked = subprocess.run(
-            ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name],
-            capture_output=True,
-            timeout=10,
-        )
-        if tracked.returncode != 0:  # some other project's repository around an environment
-            return None
-        found = subprocess.run(ask, capture_output=True, text=True, timeout=10)
+        if git("ls-files", "--error-unmatch", own.name).returncode != 0:
+            return None  # some other project's repository around an environment
+        found = git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None

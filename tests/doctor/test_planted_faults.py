@@ -12,9 +12,9 @@ import yaml
 from doctor_models import Serve, save_folder
 from fake_server import FakeServer, HermesStream, hermes_complete
 from served_model import arguments_first, broken, canonical, encode, silent, spelled
-from smollora.chat_form import reassemble
 from smollora.doctor import Diagnosis, diagnose, read_reference
 from smollora.endpoint import Endpoint
+from smollora.endpoint.chat_form import reassemble
 from smollora.types import EvalCase
 
 

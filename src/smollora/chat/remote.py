@@ -14,8 +14,8 @@ from typing import Any
 
 from smollora.chat.answerer import Answer, Tell
 from smollora.chat.session import Session, exchanges
-from smollora.chat_form import ChatAnswer, ServedCall, reassemble
 from smollora.endpoint import Endpoint, EndpointError
+from smollora.endpoint.chat_form import ChatAnswer, ServedCall, reassemble
 from smollora.types import Message, ParsedCall, ToolCall
 
 TOO_LONG = ("context length", "maximum context", "context size", "too long")

@@ -99,9 +99,9 @@ def probe(
     if overrides:
         raise ConfigError(f"{target} is no recipe, so {overrides[0]} sets nothing", "leave it out")
     from smollora.endpoint import Endpoint
-    from smollora.probe_folder import save_probe
-    from smollora.probe_target import find_target
-    from smollora.probing import Settings, no_delimiters, open_renderer, probe_target
+    from smollora.probe.folder import save_probe
+    from smollora.probe.run import Settings, no_delimiters, open_renderer, probe_target
+    from smollora.probe.target import find_target
 
     server = Endpoint(endpoint, model=served_model) if endpoint else None
     settings = Settings(cases, limit, sampled, seed, read_gate(gate), most, batch_tokens)
@@ -120,7 +120,7 @@ def probe(
     if as_json:
         typer.echo(json.dumps(probed.summary, indent=2, ensure_ascii=False))
     else:
-        from smollora.probe_table import show_probe
+        from smollora.probe.table import show_probe
 
         show_probe(probed.summary, console)
         if place is not None:

@@ -33,7 +33,7 @@ def init(
 
     from smollora.config import check_recipe
     from smollora.draft import plan_draft, refuse_to_overwrite
-    from smollora.draft_text import show_draft
+    from smollora.draft.text import show_draft
     from smollora.runs import write_whole
 
     if out.suffix not in (".yaml", ".yml"):

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from smollora.chat_form import ChatAnswer, ServedCall
 from smollora.doctor.asking import decoded
 from smollora.doctor.reference import Reference
 from smollora.endpoint import Completion
+from smollora.endpoint.chat_form import ChatAnswer, ServedCall
 from smollora.types import EvalCase, ParsedCall, ToolCall
 
 Word = Literal[

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from smollora.chat_form import ChatAnswer, with_call_ids
 from smollora.doctor.reference import Reference
 from smollora.endpoint import Completion, Endpoint, EndpointError
+from smollora.endpoint.chat_form import ChatAnswer, with_call_ids
+from smollora.endpoint.wire import HOPELESS
 from smollora.errors import TemplateError
 from smollora.types import EvalCase, Message, ToolCall
-from smollora.wire import HOPELESS
 
 Way = Literal["complete", "streamed", "by ids"]
 WAYS: tuple[Way, ...] = ("complete", "streamed", "by ids")

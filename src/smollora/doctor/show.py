@@ -13,7 +13,7 @@ from smollora.doctor.asking import WAYS, Way
 from smollora.doctor.diagnosis import Diagnosis
 from smollora.doctor.findings import Finding
 from smollora.doctor.tallies import Counts
-from smollora.wire import printable
+from smollora.endpoint.wire import printable
 
 WIDTH = 13
 HARNESS = "harness error"

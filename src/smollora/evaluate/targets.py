@@ -6,7 +6,6 @@ then one `Column` at a time, so that only one model is in memory.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from smollora.errors import ConfigError, DataError, ModelError
 from smollora.evaluate.asking import Column
 from smollora.formats import get_format
 from smollora.models import (
-    load_model,
+    base_of_adapter,
     load_tokenizer,
     read_stop_ids,
     read_template,
@@ -124,7 +123,7 @@ def _of_model(
     named = model.split("==")[0].removeprefix("pypi:").rpartition("/")[2]
     label = (folder.resolve().name if folder.is_dir() else named) or "model"
     if (folder / "adapter_config.json").is_file():
-        under = _base_of(folder, base)
+        under = base_of_adapter(folder, base)
         offered: tuple[Source, ...] = (Source("base", under), Source("adapter", under, folder))
     else:
         own = (Source("model", resolve_model(model)),)
@@ -136,30 +135,6 @@ def _of_model(
             f'"{unknown[0]}" is no model here', f"use {', '.join(s.name for s in offered)}"
         )
     return chosen, label
-
-
-def _base_of(adapter: Path, base: str | None) -> Path:
-    """The model that an adapter goes on: as told, as its config says, or beside it in a run."""
-    if base is not None:
-        return resolve_model(base)
-    try:
-        said = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        name = str(said.get("base_model_name_or_path") or "")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(
-            f"{adapter / 'adapter_config.json'} is not valid: {error}", "save the adapter again"
-        ) from error
-    beside = adapter.resolve().parent.parent / "base"
-    if not Path(name).is_dir() and beside.is_dir():
-        return beside
-    try:
-        return resolve_model(name)
-    except ModelError as error:
-        raise ModelError(
-            f"the adapter {adapter} goes on {name or 'a model that it does not name'},"
-            f" which cannot be had: {error.message}",
-            "give its base with --base",
-        ) from error
 
 
 def open_renderer(source: Source, format_name: str | None) -> Renderer:
@@ -207,11 +182,7 @@ def load_weights(source: Source) -> Any:
     """The source's model, with its adapter if it has one, on the GPU if there is one."""
     import torch
 
-    if source.adapter is None:
-        model = load_model(source.folder)
-    else:
-        from smollora.merge import load_live, plan_merge
+    from smollora.merge import load_with_adapter
 
-        plan = plan_merge(source.folder, source.adapter, source.folder, "bfloat16")
-        model = load_live(plan, "bfloat16")
+    model = load_with_adapter(source.folder, source.adapter)
     return model.to("cuda") if torch.cuda.is_available() else model

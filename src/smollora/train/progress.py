@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from smollora.schedule import Pace
+from smollora.train.schedule import Pace
 
 RECENT = 20
 """Steps that the utilisation on the terminal is taken over."""

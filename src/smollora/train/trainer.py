@@ -24,7 +24,6 @@ from smollora.data.batch import Row, plan_batches
 from smollora.errors import Interrupted
 from smollora.memory import keep_freed_memory
 from smollora.runs import whole_folder
-from smollora.schedule import Pace
 from smollora.train import checkpoint
 from smollora.train.adapter import attach_adapter, compute_rows_apart, leave_casting_to_autocast
 from smollora.train.checks import check_settings
@@ -35,6 +34,7 @@ from smollora.train.interrupt import stop_after_step
 from smollora.train.loop import build_trainer
 from smollora.train.loss import Evaluation, TreeLoss, evaluate_loss
 from smollora.train.progress import Progress, StepReport
+from smollora.train.schedule import Pace
 from smollora.train.session import Session
 from smollora.train.speed import read_cost
 from smollora.train.steps import StepPlan

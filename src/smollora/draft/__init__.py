@@ -20,7 +20,7 @@ from smollora.config import SourceSection
 from smollora.data.records import read_records
 from smollora.data.sources import Accepted, read_row
 from smollora.data.sources.files import LINES
-from smollora.draft_text import Draft
+from smollora.draft.text import Draft
 from smollora.errors import ConfigError, DataError
 from smollora.models import resolve_model
 from smollora.team_checks import OpenedModel, open_model

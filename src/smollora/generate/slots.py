@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from smollora.prompt_attention import Chunk, attending_in_slots, own_model
-from smollora.prompt_tree import Stretch
+from smollora.generate.prompt_attention import Chunk, attending_in_slots, own_model
+from smollora.generate.prompt_tree import Stretch
 
 ROOM_STEP = 64
 """Tokens by which a room's used width grows."""

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from smollora.prompt_attention import Chunk, attending_in_slots
-from smollora.prompt_tree import Stretch, order_for_sharing, shared_length
-from smollora.slots import Slots
+from smollora.generate.prompt_attention import Chunk, attending_in_slots
+from smollora.generate.prompt_tree import Stretch, order_for_sharing, shared_length
+from smollora.generate.slots import Slots
 
 CHUNK = 4096
 """Tokens that a chunk of prompts may come to, counted as far as they are not shared."""

@@ -24,7 +24,6 @@ from smollora.errors import DataError, ModelError, SmolloraError
 from smollora.evaluate.cases import limit_per_category, probe_cases, sort_rows, starter_cases
 from smollora.formats import ToolFormat
 from smollora.inspection import choose_format
-from smollora.locate import locate
 from smollora.models import load_tokenizer, read_stop_ids
 from smollora.probe import (
     Asked,
@@ -36,7 +35,8 @@ from smollora.probe import (
     reasons,
     summarise,
 )
-from smollora.probe_target import Target, load_column
+from smollora.probe.locate import locate
+from smollora.probe.target import Target, load_column
 from smollora.progress import meter
 from smollora.render import Renderer
 from smollora.templates.audit import choose_template

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from smollora.prompt_tree import PromptTree, Segment, Stretch, lay_out
+from smollora.generate.prompt_tree import PromptTree, Segment, Stretch, lay_out
 
 NAME = "smollora_slots"
 """What the model's attention implementation is set to while it generates."""

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from smollora.hardware import (
+from smollora.environment.hardware import (
     Finding,
     available_memory,
     check_disks,
@@ -83,7 +83,7 @@ def requirements() -> tuple[str, ...]:
 
 def pins() -> dict[str, str]:
     """Versions that were tested together: constraints.txt of a clone, else nothing."""
-    path = Path(__file__).parents[2] / "constraints.txt"
+    path = Path(__file__).parents[3] / "constraints.txt"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return dict(re.findall(r"^([\w.-]+)==(\S+)$", "\n".join(lines).lower(), re.MULTILINE))
 

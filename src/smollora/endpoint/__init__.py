@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
-from smollora.chat_form import (
+from smollora.endpoint.chat_form import (
     ChatAnswer,
     ServedCall,
     read_answer,
@@ -31,8 +31,8 @@ from smollora.chat_form import (
     read_text,
     request_messages,
 )
+from smollora.endpoint.wire import HINTS, HOPELESS, MAX_BYTES, EndpointError, Wire, printable
 from smollora.types import Generation, Message, ToolSpec
-from smollora.wire import HINTS, HOPELESS, MAX_BYTES, EndpointError, Wire, printable
 
 __all__ = ["ChatAnswer", "Completion", "Endpoint", "EndpointError", "ServedCall", "ServedGenerator"]
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from smollora.generate.slot_run import Row, SlotRun
+from smollora.generate.slots import can_use_slots
 from smollora.memory import keep_freed_memory
-from smollora.slot_run import Row, SlotRun
-from smollora.slots import can_use_slots
 from smollora.tokens import TokenFacts
 from smollora.types import Generation
 

@@ -7,16 +7,15 @@ asked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smollora.config import ProbeSection, Recipe, load_recipe
 from smollora.endpoint import Endpoint, ServedGenerator
-from smollora.errors import ConfigError, ModelError
-from smollora.models import load_model, resolve_model
+from smollora.errors import ConfigError
+from smollora.models import base_of_adapter, resolve_model
 from smollora.tokens import TokenFacts
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def _find(target: str, base: str | None, most: int | None) -> Target:
         return _run(path, most)
     limit = most or ProbeSection().max_new_tokens
     if (path / "adapter_config.json").is_file():
-        under = _base_of(path, base)
+        under = base_of_adapter(path, base)
         tokenizer = path if (path / "tokenizer.json").is_file() else under
         columns = (Column("base", under, most=limit), Column("adapter", under, path, limit))
         return Target(target, tokenizer, columns)
@@ -120,23 +119,6 @@ def _run(path: Path, most: int | None) -> Target:
     if merged.is_dir():
         columns.append(Column("merged", merged, most=most or section.max_new_tokens))
     return Target(str(path), merged if merged.is_dir() else base, tuple(columns), path, recipe)
-
-
-def _base_of(adapter: Path, given: str | None) -> Path:
-    """The folder of the model that an adapter was trained on."""
-    if given:
-        return resolve_model(given)
-    beside = adapter.resolve().parent.parent / "base"  # RUN/train/adapter, RUN/base
-    if (beside / "config.json").is_file():
-        return beside
-    try:
-        named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        return resolve_model(str(named.get("base_model_name_or_path") or ""))
-    except (ValueError, AttributeError, ModelError) as error:
-        raise ModelError(
-            f"the base of the adapter {adapter} is not there: {error}".split("\n")[0],
-            "name it: --base MODEL",
-        ) from error
 
 
 # ── loading ──────────────────────────────────────────────────────────────────────────────────────
@@ -163,16 +145,8 @@ def load_column(
             temperature=None if sampling else 0.0,
         )
     from smollora.generate import local_generator
+    from smollora.merge import load_with_adapter
 
     assert column.folder is not None
-    model = _load(column.folder, column.adapter)
+    model = load_with_adapter(column.folder, column.adapter)
     return lambda sampling: local_generator(model, facts, batch_tokens, sampling=sampling)
-
-
-def _load(folder: Path, adapter: Path | None) -> Any:
-    if adapter is None:
-        return load_model(folder)
-    from smollora.merge import load_live, plan_merge
-
-    plan = plan_merge(folder, adapter, adapter, "bfloat16")
-    return load_live(plan, dtype="bfloat16")  # in what a merged model is served

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smollora.probe_target import COLUMNS, Target
-from smollora.probing import Probed, Settings
+from smollora.probe.run import Probed, Settings
+from smollora.probe.target import COLUMNS, Target
 from smollora.runs import SCHEMA_VERSION, read_json, read_jsonl, write_json, write_jsonl
 
 
