@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path)}},
     )
-    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     outputs = "\n".join(
         output.get("text", "") or str(output.get("data", {}).get("text/plain", ""))
         for cell in notebook.cells

@@ -78,6 +78,20 @@ def test_whatever_was_asked_before_the_answer_is_the_same(prompts: list[list[int
         assert list(stream.tokens(prompt, asked, (), never)) == reference(model, prompt, asked)
 
 
+def test_the_same_prompt_again_is_the_same_answer_to_the_bit() -> None:
+    """In bf16 the second greedy answer used to differ: its prompt's last token came alone."""
+    model = tiny_model("llama", embedding_std=0.02).to(torch.bfloat16)
+    stream = LocalStream(model)
+    asked = Settings(max_new_tokens=40)
+    prompt = [(11 * place) % 480 for place in range(60)]
+    first = list(stream.tokens(prompt, asked, (), never))
+    exact = stream._end[1].clone()
+    assert list(stream.tokens(prompt, asked, (), never)) == first
+    assert stream.computed == 0 and torch.equal(stream._end[1], exact)
+    list(stream.tokens(prompt[:20], asked, (), never))
+    assert stream.computed > 0
+
+
 def test_a_long_prompt_in_pieces_is_the_same_prompt() -> None:
     model = tiny_model("smollm3")
     prompt = [(7 * place) % 400 for place in range(700)]

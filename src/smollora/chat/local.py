@@ -243,7 +243,8 @@ class OpenedModel:
         """Begin to load the weights, beside what else is done; then compute `warm_up`'s prompt."""
         if self._loaded is None:
             self._loaded = Future()
-            threading.Thread(target=self._load, args=(warm_up,), daemon=True).start()
+            # no daemon: an interpreter that ends while torch is being imported aborts
+            threading.Thread(target=self._load, args=(warm_up,)).start()
 
     def _load(self, warm_up: Session | None) -> None:
         assert self._loaded is not None
@@ -267,9 +268,3 @@ class OpenedModel:
         while not self._loaded.done():
             time.sleep(0.01)  # so that Ctrl-C is heard meanwhile
         return self._loaded.result()
-
-    def settle(self, seconds: float = 60.0) -> None:
-        """Wait until nothing is loaded any more: an interpreter that ends under torch crashes."""
-        end = time.monotonic() + seconds
-        while self._loaded is not None and not self._loaded.done() and time.monotonic() < end:
-            time.sleep(0.01)

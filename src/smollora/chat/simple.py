@@ -79,7 +79,7 @@ class Chat:
             except BaseException as error:  # raised again where the pieces are read
                 pieces.put(error)
 
-        Thread(target=work, daemon=True).start()
+        Thread(target=work).start()
         while (piece := pieces.get()) is not None:
             if isinstance(piece, BaseException):
                 raise piece

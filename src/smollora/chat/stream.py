@@ -60,6 +60,8 @@ class LocalStream:
         self._cache: Any = None
         self._held: list[int] = []
         """The ids whose keys and values the cache holds."""
+        self._end: tuple[list[int], Any] = ([], None)
+        """The last prompt and the logits after it."""
         self.computed = 0
         """Prompt tokens that the last call computed; the others were in the cache."""
 
@@ -102,7 +104,16 @@ class LocalStream:
             logits = self._forward([token])
 
     def _feed(self, prompt_ids: Sequence[int], stopped: Callable[[], bool]) -> Any:
-        """Logits [1, vocabulary] after the prompt; None if stopped before its end."""
+        """Logits [1, vocabulary] after the prompt; None if stopped before its end.
+
+        The same prompt again has the same logits: in bf16 a token computed alone differs in its
+        last bits from the same token computed with others, enough to turn a greedy answer.
+        """
+        if list(prompt_ids) == self._end[0] == self._held[: len(prompt_ids)]:
+            self._cut(len(prompt_ids))
+            if len(self._held) == len(prompt_ids):
+                self.computed = 0
+                return self._end[1]
         common = 0
         for held, wanted in zip(self._held, prompt_ids[:-1], strict=False):
             if held != wanted:
@@ -116,6 +127,7 @@ class LocalStream:
             if at and stopped():
                 return None
             logits = self._forward(rest[at : at + CHUNK])
+        self._end = (list(prompt_ids), logits)
         return logits
 
     def _cut(self, length: int) -> None:

@@ -73,10 +73,7 @@ def _local(
     session = Session(system=system, tools=box.specs, settings=opened.settings())
     session = _begun(session, settings, saved)
     opened.load(session)
-    try:
-        _talk(session, opened.answerer, box, f"{opened.folder}, {opened.answerer.fmt.name} calls")
-    finally:
-        opened.settle()
+    _talk(session, opened.answerer, box, f"{opened.folder}, {opened.answerer.fmt.name} calls")
 
 
 def _served(
