@@ -84,7 +84,7 @@ def test_a_small_loss_may_double() -> None:
 
 
 def test_a_pace_that_is_restored_goes_on_as_it_would_have() -> None:
-    losses = [1.0] * 30 + [3.5] + [1.0] * 30 + [4.0] + [1.0] * 40 + [4.0]
+    losses = [1.0] * 30 + [3.5] + [1.0] * 30 + [4.0] + [1.0] * 40 + [7.0]
     whole = Pace(epoch_steps=100, planned=100, most=200, warmup=5, shape="cosine")
     first = Pace(epoch_steps=100, planned=100, most=200, warmup=5, shape="cosine")
     for step, loss in enumerate(losses, 1):
