@@ -23,18 +23,19 @@ SMOLLORA = [sys.executable, "-m", "smollora.cli"]
 ENV = {**os.environ, "TERM": "dumb", "SMOLLORA_CACHE": "/tmp/smollora-chat-transcript"}
 TURNS = (
     ("What is the weather in Lisbon today?", "y"),
+    ("/raw", None),
     ("Please delete the file notes/old.txt.", "n"),
+    ("/set max_new_tokens 64", None),
     ("What is the capital of France?", None),
 )
-COMMANDS = ("/set max_new_tokens 64", "/undo", "/raw")
 
 
 def answer(chat: PseudoTerminal, yes: str | None) -> None:
     """Wait until the model has ended its turn, saying `yes` to each tool it wants to run."""
     while True:
-        place = len(chat.text)
-        while not chat.text[place - 2 :].endswith(("\n> ", "[y/N] ")):
-            chat._read(120)
+        while not chat.text.endswith(("\n> ", "[y/N] ")):
+            if not chat._read(120):
+                raise SystemExit(f"nothing more came after:\n{chat.text}")
         if chat.text.endswith("\n> "):
             chat._seen = len(chat.text)
             return
@@ -52,9 +53,6 @@ def transcript(model: str) -> str:
             chat.type(said)
             chat._read(5)
             answer(chat, yes)
-        for command in COMMANDS:
-            chat.type(command)
-            chat.wait_for("\n> ", 30)
         start = time.monotonic()
         chat.type("And of Italy?")
         chat.wait_for("Italy?\n", 30)

@@ -16,8 +16,8 @@ import importlib.util
 import json
 import os
 import sys
-import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from smollora.evaluate.harness import score_text
@@ -72,15 +72,15 @@ def with_lm_eval(folder: Path, rows: list[dict[str, Any]]) -> tuple[int, int]:
 def with_lighteval(folder: Path, rows: list[dict[str, Any]]) -> tuple[int, int]:
     """(answers, those scored as we score them) in lighteval's own task.
 
-    lighteval 0.13 fetches a pickle from GitHub as it lists its own tasks, for tinyBenchmarks; that
-    one task is left out, for nothing here should need the network.
+    Its registry imports every task of its own first. In lighteval 0.13.0 two of these go to the
+    network as they are imported (a pickle from GitHub; a list of models from the Hub, with an
+    argument that huggingface_hub 2 no longer takes), so only our file is loaded here.
     """
     os.environ["SMOLLORA_CASES"] = str(folder)
-    left_out = types.ModuleType("lighteval.tasks.tasks.tiny_benchmarks")
-    left_out.TASKS_TABLE = []  # type: ignore[attr-defined]
-    sys.modules[left_out.__name__] = left_out
     from lighteval.tasks.registry import Registry
 
+    Registry._load_from_files = staticmethod(lambda files, prefix: {})
+    Registry._load_from_subdirs = staticmethod(lambda folders: {})
     registry = Registry(
         tasks="smollora_calls|0", custom_tasks=str(HARNESSES / "lighteval_calls.py")
     )
@@ -93,7 +93,7 @@ def with_lighteval(folder: Path, rows: list[dict[str, Any]]) -> tuple[int, int]:
     pairs = []
     for doc, row in zip(docs, rows, strict=True):
         for text in canned(row):
-            answer = types.SimpleNamespace(final_text=[text], text=[text])
+            answer = SimpleNamespace(final_text=[text], text=[text])
             theirs = metric.compute_sample(doc=doc, model_response=answer)
             pairs.append((theirs, score_text(row, text)))
     return len(pairs), sum(theirs == ours for theirs, ours in pairs)

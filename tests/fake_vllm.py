@@ -8,6 +8,7 @@ What it cannot show is whether vLLM itself accepts the command line; tests/test_
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -141,6 +142,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def hear_signals() -> None:
+    """In a child: as a terminal starts it. A job in the background of a script ignores Ctrl-C."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
 
 
 def child_of_tests(**more: str) -> dict[str, str]:

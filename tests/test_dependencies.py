@@ -25,9 +25,7 @@ LEVELS = {
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "schedule", "train", "merge", "generate"), 4),
     **dict.fromkeys(("prompt_tree", "prompt_attention", "slots", "slot_run"), 4),
-    **dict.fromkeys(
-        ("architecture", "launch", "token_logprobs", "wire", "chat_form", "endpoint"), 4
-    ),
+    **dict.fromkeys(("architecture", "launch", "wire", "chat_form", "endpoint"), 4),
     "likelihood": 4,
     **dict.fromkeys(("probe", "locate", "evaluate", "serve", "doctor", "chat"), 5),
     **dict.fromkeys(("chat.child", "chat.stream"), 4),

@@ -29,10 +29,20 @@ def test_a_spike_halves_the_rate_once_and_is_recorded() -> None:
     pace = Pace(epoch_steps=100, planned=100, most=100, warmup=0, shape="constant")
     for step in range(1, 31):
         assert not pace.note_loss(step, 1.0)
-    assert pace.note_loss(31, 3.5)
-    assert not pace.note_loss(32, 9.0)
-    assert pace.factor(33) == 0.5
-    assert [event["step"] for event in pace.events] == [31]
+    assert not pace.note_loss(31, 3.5)
+    assert not pace.note_loss(32, 4.0)
+    assert pace.note_loss(33, 9.0)
+    assert not pace.note_loss(34, 9.0)
+    assert pace.factor(35) == 0.5
+    assert [event["step"] for event in pace.events] == [33]
+
+
+def test_one_or_two_odd_steps_are_no_spike() -> None:
+    """One step of four times the usual loss had halved the rate of a whole run."""
+    pace = Pace(epoch_steps=100, planned=100, most=100, warmup=0, shape="constant")
+    for step, loss in enumerate([1.0] * 40 + [4.0, 3.9, 1.0, 4.0, 1.2, 4.0, 4.0, 1.0], 1):
+        assert not pace.note_loss(step, loss)
+    assert pace.factor(50) == 1.0
 
 
 def test_a_high_loss_in_the_first_steps_is_no_spike() -> None:
@@ -84,7 +94,7 @@ def test_a_small_loss_may_double() -> None:
 
 
 def test_a_pace_that_is_restored_goes_on_as_it_would_have() -> None:
-    losses = [1.0] * 30 + [3.5] + [1.0] * 30 + [4.0] + [1.0] * 40 + [7.0]
+    losses = [1.0] * 30 + [3.5] * 3 + [1.0] * 60 + [4.0] * 3 + [1.0] * 40 + [4.0] * 3
     whole = Pace(epoch_steps=100, planned=100, most=200, warmup=5, shape="cosine")
     first = Pace(epoch_steps=100, planned=100, most=200, warmup=5, shape="cosine")
     for step, loss in enumerate(losses, 1):
@@ -97,4 +107,4 @@ def test_a_pace_that_is_restored_goes_on_as_it_would_have() -> None:
         then.note_loss(step, loss)
     assert then.state() == whole.state()
     assert [then.factor(step) for step in range(200)] == [whole.factor(s) for s in range(200)]
-    assert [event["step"] for event in whole.events] == [31, 103]
+    assert [event["step"] for event in whole.events] == [33, 96]

@@ -11,10 +11,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fake_vllm import child_of_tests, free_port, is_alive, read_pids, write_python
+from fake_vllm import (
+    child_of_tests,
+    free_port,
+    hear_signals,
+    is_alive,
+    read_pids,
+    write_python,
+)
 from smollora.errors import SmolloraError
 from smollora.serve.ask import ask_once, curl_line, openai_lines
 from smollora.serve.machine import choose_port
@@ -212,7 +220,7 @@ def test_the_next_free_port_is_taken_and_a_taken_one_refused() -> None:
 
 
 def start(
-    python: Path, model: Path, port: int, *more: str, mode: str = ""
+    python: Path, model: Path, port: int, *more: str, mode: str = "", heard: Any = None
 ) -> subprocess.Popen[str]:
     """`smollora serve` as a terminal starts it: the leader of a process group."""
     return subprocess.Popen(
@@ -225,6 +233,7 @@ def start(
         text=True,
         env=child_of_tests(FAKE_VLLM=mode),
         start_new_session=True,
+        preexec_fn=hear_signals if heard is None else heard,
     )
 
 
@@ -250,6 +259,23 @@ def test_ctrl_c_and_termination_stop_the_server_and_all_of_it(
     os.killpg(started.pid, how)  # as a terminal does
     _, said = started.communicate(timeout=LONG)
     assert (started.returncode, "Traceback" in said) == (code, False)
+    assert nothing_is_left(pids)
+
+
+def test_under_nohup_the_server_survives_the_terminal(
+    python: Path, model: Path, pids: Path
+) -> None:
+    def as_nohup_does() -> None:
+        hear_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    started = start(python, model, free_port(), heard=as_nohup_does)
+    read_until(started, "Ctrl-C stops it")
+    os.killpg(started.pid, signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        started.wait(timeout=1)
+    started.terminate()
+    assert started.wait(timeout=LONG) == 143
     assert nothing_is_left(pids)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from fake_vllm import child_of_tests, is_alive
+from fake_vllm import child_of_tests, hear_signals, is_alive
 from smollora.formats import FORMATS
 from smollora.serve.ask import openai_lines, request_body
 from smollora.serve.environment import child_environment
@@ -138,6 +138,7 @@ def served(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         text=True,
         env=child_of_tests(),
         start_new_session=True,
+        preexec_fn=hear_signals,
     )
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -16,10 +16,10 @@ from statistics import median
 from typing import Any, Literal
 
 SPIKE = 3.0
-"""A spike is at least this many times the median of the recent losses ..."""
-ABOVE_HIGHEST = 1.5
-"""... and this many times the highest of them: a step that holds words alone costs three times what
-a step of calls does, and is none (docs/log.md).
+"""A spike is a loss of at least this many times the median of those before ..."""
+IN_A_ROW = 3
+"""... so many steps in a row. A single step that holds words alone, or one request that nothing
+prepared for, costs three to four times what a step of calls does, and is none (docs/log.md).
 """
 RECENT = 50
 """Steps that the median is taken over; after a spike as many pass before the next one counts."""
@@ -51,7 +51,7 @@ class Pace:
     events: list[dict[str, Any]] = field(default_factory=list)
     halvings: int = 0
     validation: list[float] = field(default_factory=list)
-    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT + IN_A_ROW))
     _quiet_until: int = SETTLED
     _first: list[float] = field(default_factory=list)
 
@@ -71,12 +71,13 @@ class Pace:
 
     def note_loss(self, step: int, loss: float) -> bool:
         """Tell a step's loss (steps from 1); True if it was a spike and the rate was halved."""
-        usual = median(self._recent) if self._recent else loss
-        highest = max(self._recent, default=loss)
         self._recent.append(loss)
         if len(self._first) < START:
             self._first.append(loss)
-        if step <= self._quiet_until or loss <= max(SPIKE * usual, ABOVE_HIGHEST * highest):
+        seen = list(self._recent)
+        before, latest = seen[:-IN_A_ROW], seen[-IN_A_ROW:]
+        usual = median(before) if before else loss
+        if step <= self._quiet_until or min(latest) <= SPIKE * usual:
             return False
         self.halvings += 1
         self._quiet_until = step + RECENT

@@ -617,7 +617,7 @@ def probe(run: Run) -> dict[str, Any]:
 
 def _preview_logprobs(run: Run, name: str, model: Any) -> list[dict[str, Any]]:
     """What the model makes of the training rows that the report shows, token by token."""
-    from smollora.token_logprobs import score_rows
+    from smollora.likelihood import score_rows
 
     rows = read_jsonl(run.folder / "mix" / "preview.jsonl")
     with meter(run.console, f"preview {name}", len(rows), "rows") as shown:

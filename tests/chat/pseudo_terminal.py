@@ -12,6 +12,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 
@@ -65,6 +66,16 @@ class PseudoTerminal:
 
     def type(self, text: str, end: str = "\n") -> None:
         os.write(self.master, (text + end).encode())
+
+    def rest(self, seconds: float = 60.0) -> None:
+        """Wait until the program sleeps, as it does when it waits for a key: Python hears a Ctrl-C
+        that comes between the prompt and that sleep only with the next key.
+        """
+        end, asleep = time.monotonic() + seconds, 0
+        while asleep < 5 and time.monotonic() < end:
+            stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+            asleep = asleep + 1 if stat.rpartition(")")[2].split()[0] == "S" else 0
+            time.sleep(0.05)
 
     def press(self, key: str) -> None:
         os.write(self.master, key.encode())

@@ -55,6 +55,7 @@ def test_only_yes_is_yes(start: Start, tool_file: Path, tmp_path: Path, typed: s
     chat.wait_for("> ")
     chat.type("Write a file.")
     chat.wait_for("[y/N] ")
+    chat.rest()
     chat.type(typed, end="" if typed in (CTRL_C, CTRL_D) else "\n")
     chat.wait_for("was not run")
     chat.wait_for("Well.")
@@ -72,9 +73,11 @@ def test_ctrl_c_stops_the_answer_and_twice_at_the_prompt_the_program(start: Star
     chat.type("Are you there?")
     chat.wait_for("Still here.")
     chat.wait_for("> ")
+    chat.rest()
     chat.press(CTRL_C)
     chat.wait_for("once more")
     chat.wait_for("> ")
+    chat.rest()
     chat.press(CTRL_C)
     assert chat.ends() == 130
     assert "finished stages" not in chat.text and "Traceback" not in chat.text
@@ -83,6 +86,7 @@ def test_ctrl_c_stops_the_answer_and_twice_at_the_prompt_the_program(start: Star
 def test_ctrl_d_leaves(start: Start) -> None:
     chat = start([])
     chat.wait_for("> ")
+    chat.rest()
     chat.press(CTRL_D)
     assert chat.ends() == 0
     assert "Traceback" not in chat.text

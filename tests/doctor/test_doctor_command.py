@@ -112,23 +112,23 @@ def test_a_wrong_model_name_lists_those_there_are(serve: Serve, folder: Path, fi
 
 
 @pytest.mark.parametrize(
-    ("trouble", "word"),
+    ("trouble", "word", "seconds"),
     [
-        ("html", "text/html, not JSON"),
-        ("500", "engine is dead"),
-        ("slow", "said nothing for 0.5 s"),
-        ("endless", "sen"),
-        ("json", "JSON of another shape"),
+        ("html", "text/html, not JSON", 60),
+        ("500", "engine is dead", 60),
+        ("slow", "said nothing for 1 s", 1),
+        ("endless", "still sends after 2 s", 2),
+        ("json", "JSON of another shape", 60),
     ],
 )
 def test_a_server_that_never_answers_well_gives_no_verdict(
-    serve: Serve, folder: Path, file: Path, trouble: str, word: str
+    serve: Serve, folder: Path, file: Path, trouble: str, word: str, seconds: int
 ) -> None:
     def after_hello(path: str, count: int) -> str:
-        return "" if path == "/v1/models" else trouble
+        return "" if path == "/v1/models" else "drip" if trouble == "endless" else trouble
 
     with serve(trouble=after_hello) as server:
-        ended = doctor(server, folder, file, "--timeout", "0.5")
+        ended = doctor(server, folder, file, "--timeout", seconds)
     assert "verdict" not in ended.out
     one_message(ended, 2, word)
 

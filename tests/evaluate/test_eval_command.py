@@ -170,7 +170,7 @@ def test_the_task_of_lm_eval_names_functions_and_metrics_that_there_are() -> Non
         ([*map(json.dumps, CASES), '{"id": "x"}'], "row 4"),
         (['{"id": "x", "category": "c", "messages": "hello"}'], "row 1"),
         ([json.dumps({**CASES[0], "expected": [{"name": "f", "arguments": "{}"}]})], "case c1"),
-        ([json.dumps({**CASES[0], "messages": [{"role": "robot", "content": "x"}]})], "case c1"),
+        ([json.dumps({**CASES[0], "messages": [{"role": "robot", "content": "x"}]})], "row 1"),
         ([json.dumps(CASES[0]), json.dumps(CASES[0])], "two cases with the id c1"),
         ([], "is empty"),
     ],

@@ -241,12 +241,16 @@ def _run(
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as an exit does, so that the server is stopped first."""
+    """SIGTERM and SIGHUP unwind as an exit does, so that the server is stopped first; what nohup
+    told us to ignore stays ignored.
+    """
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {each: signal.signal(each, leave) for each in (signal.SIGTERM, signal.SIGHUP)}
+    both = (signal.SIGTERM, signal.SIGHUP)
+    heard = [each for each in both if signal.getsignal(each) != signal.SIG_IGN]
+    before = {each: signal.signal(each, leave) for each in heard}
     try:
         yield
     finally:

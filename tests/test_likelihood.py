@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from smollora import token_logprobs as module
+from smollora import likelihood as module
+from smollora.likelihood import score_rows, token_logprobs
 from smollora.runs import hash_of
-from smollora.token_logprobs import score_rows, token_logprobs
 from tiny_models import FAMILIES, tiny_model
 
 ROW = [5, 17, 3, 99, 240, 17, 17, 8, 301, 42, 7, 7, 12, 400, 1, 2, 3]
