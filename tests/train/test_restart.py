@@ -251,5 +251,21 @@ def test_a_loss_that_is_not_a_number_names_step_rate_and_rows(tmp_path: Path) ->
 
 
 def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
-    with pytest.raises(SmolloraError, match=r"diverges: the loss began at .* at step \d+ \(lr"):
-        train(tmp_path, lr=0.5, epochs=40, warmup=0.3, schedule="constant", embeddings="lora")
+    """One that has learned its rows, and goes on with a rate that grows without end."""
+    learned = train(tmp_path / "learned", embeddings="lora", epochs=20)
+    assert learned.summary["loss_last"] < 1
+    model = learned.model.merge_and_unload()
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(
+        SmolloraError, match=r"diverges: the loss began at .* at step \d+ \(lr"
+    ) as caught:
+        train(
+            tmp_path / "on",
+            model=model,
+            lr=2.0,
+            warmup=0.9,
+            epochs=40,
+            embeddings="frozen",
+            checkpoint_every=5,
+        )
+    assert "rows " in caught.value.message
