@@ -166,7 +166,7 @@ def test_a_broken_row_of_cases_is_named(serve: Serve, folder: Path, file: Path) 
     ("row", "word"),
     [
         ({"messages": []}, "no messages"),
-        ({"messages": [{"role": "robot", "content": "?"}]}, "no role 'robot'"),
+        ({"messages": [{"role": "robot", "content": "?"}]}, "no role is called 'robot'"),
         ({"messages": [{"role": "user", "content": [1]}]}, "no text"),
         ({"messages": [{"role": "assistant", "content": "!"}]}, "ends with the assistant"),
         ({"expected": [{"name": "f", "arguments": 3}]}, "arguments of f"),
@@ -178,7 +178,7 @@ def test_a_row_that_cannot_be_asked_is_named(
     asked = {"id": "odd", "category": "c", "messages": [{"role": "user", "content": "?"}]}
     with file.open("a", encoding="utf-8") as more:
         more.write(json.dumps({**asked, **row}) + "\n")
-    one_message(doctor("http://127.0.0.1:9", folder, file), 2, "row 13", "(odd)", word)
+    one_message(doctor("http://127.0.0.1:9", folder, file), 2, "row 13", word)
 
 
 def test_a_model_folder_that_is_none_is_one_message(
