@@ -19,7 +19,7 @@ run: $(VENV)/.ready-run
 	$(BIN)/smollora run $(ARGS)
 
 test: lint
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
