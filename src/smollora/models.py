@@ -346,5 +346,5 @@ def base_of_adapter(adapter: Path, base: str | None) -> Path:
         raise ModelError(
             f"the adapter {adapter} goes on {name or 'a model that it does not name'},"
             f" which cannot be had: {error.message}",
-            "give its base with --base",
+            "name it: --base MODEL",
         ) from error

@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,6 +78,9 @@ def main() -> None:
     except BaseException as error:  # sys.exit() in a tool is its failure, not ours
         lines = "".join(str(error)).strip()
         found = {"error": f"{type(error).__name__}: {lines}" if lines else type(error).__name__}
+    for stream in (sys.stdout, sys.stderr):  # what stands in a buffer would be lost at the end
+        with suppress(OSError, ValueError):
+            stream.flush()
     channel.write(json.dumps(found, ensure_ascii=False) + "\n")
     channel.flush()
     os._exit(0)  # threads that a tool left behind keep nobody waiting

@@ -241,6 +241,7 @@ def _listen(
                 if key.fileobj is child.stdout:
                     answer += piece
                     if not piece or answer.endswith(b"\n"):
+                        _drain(child, printed)
                         return ""
                     if len(answer) > room:
                         return "size"
@@ -248,6 +249,18 @@ def _listen(
                     ready.unregister(key.fileobj)
                 elif len(printed) < PRINTED_BYTES:
                     printed += piece
+
+
+def _drain(child: subprocess.Popen[bytes], printed: bytearray) -> None:
+    """What the child printed before it answered and nobody has read yet."""
+    assert child.stderr is not None
+    os.set_blocking(child.stderr.fileno(), False)
+    with suppress(BlockingIOError):
+        while len(printed) < PRINTED_BYTES:
+            piece = os.read(child.stderr.fileno(), 65536)
+            if not piece:
+                return
+            printed += piece
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
