@@ -94,8 +94,8 @@ def _endings(
     if on:
         yield _model(
             "stop_ignored",
-            f"it ends its turn with {_passed_over(reference, on[0][1])} and the server does not stop"
-            " there: generation_config.json and the tokenizer's eos_token name another id",
+            f"it ends its turn with {_passed_over(reference, on[0][1])} and the server does not"
+            " stop there: generation_config.json and the tokenizer's eos_token name another id",
             f"write {sorted(reference.ends)} as eos_token_id into generation_config.json of the"
             " served model, or send it as stop_token_ids",
             on,
