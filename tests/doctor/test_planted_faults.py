@@ -351,6 +351,7 @@ def test_a_stop_token_that_the_server_passes_over_is_named(
     first = found.findings[0]
     assert (found.verdict, first.cause) == ("model", "stop_ignored")
     assert "generation_config.json" in first.fix
+    assert "<|im_end|>" in first.says
     assert first.at is not None
 
 

@@ -94,8 +94,8 @@ def _endings(
     if on:
         yield _model(
             "stop_ignored",
-            f"it ends its turn ({stop}) and the server does not stop there: generation_config.json"
-            " and the tokenizer's eos_token name another id",
+            f"it ends its turn with {_passed_over(reference, on[0][1])} and the server does not"
+            " stop there: generation_config.json and the tokenizer's eos_token name another id",
             f"write {sorted(reference.ends)} as eos_token_id into generation_config.json of the"
             " served model, or send it as stop_token_ids",
             on,
@@ -113,6 +113,12 @@ def _endings(
             endless,
             len(judged),
         )
+
+
+def _passed_over(reference: Reference, outcome: Outcome) -> str:
+    """The end-of-turn id that an answer goes on behind, with its text."""
+    token = (outcome.token_ids or ())[outcome.ran_on_at or 0]
+    return f"{token} {reference.decode([token])}"
 
 
 def _low(k: int, n: int) -> float:
