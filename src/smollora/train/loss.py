@@ -137,7 +137,8 @@ class TreeLoss:
 
             def losses(states: Any, targets: Any) -> tuple[Any, Any]:
                 logits = self.head(states).float()
-                right = logits.detach().argmax(dim=-1) == targets
+                seen = logits.detach()  # amax is several times as fast as argmax on a CPU
+                right = seen.gather(1, targets[:, None])[:, 0] >= seen.amax(dim=-1)
                 return functional.cross_entropy(logits, targets, reduction="none"), right
 
             pieces = []
