@@ -475,6 +475,11 @@ def shipped_recipes() -> tuple[str, ...]:
     )
 
 
+def names_a_recipe(text: str) -> bool:
+    """Whether a word on the command line means a recipe rather than a model or a run."""
+    return text in shipped_recipes() or text.endswith((".yaml", ".yml"))
+
+
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `key=value` overrides ("train.lr=1e-4"; values are YAML).
 

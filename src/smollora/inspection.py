@@ -16,29 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from smollora.architecture import read_architecture, read_config
-from smollora.formats import ToolFormat, get_format
-from smollora.models import load_tokenizer, read_stop_ids, resolve_model
-from smollora.templates.audit import audit, choose_template, find_format
-from smollora.tokenizer_file import load_tokenizer_files
+from smollora.models import open_tokenizer, read_stop_ids
+from smollora.templates.audit import audit, choose_format, choose_template
 from smollora.tokens import TokenFacts, read_token_facts
 from smollora.types import Check
-
-
-def open_tokenizer(source: str) -> tuple[Path, Any]:
-    """(folder, tokenizer) of a model, from its files alone; no weights are fetched.
-
-    Raises:
-        ModelError: no such model, or no tokenizer in it.
-    """
-    folder = resolve_model(source, weights=False)
-    if (folder / "tokenizer.json").is_file():
-        return folder, load_tokenizer_files(folder)
-    return folder, load_tokenizer(folder)
-
-
-def choose_format(tokenizer: Any, name: str | None) -> ToolFormat:
-    """The format of that name; without a name, the one that the chat template writes."""
-    return get_format(name) if name else find_format(tokenizer.chat_template, tokenizer)
 
 
 def audit_template(source: str, *, format_name: str | None = None) -> list[Check]:

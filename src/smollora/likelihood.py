@@ -35,16 +35,17 @@ def score_rows(
         rows: with `conversation_id`, `token_ids` and `trained`.
         on_done: told how many rows are scored.
     """
-    for index, row in enumerate(rows):
-        yield {
-            "model": name,
-            "row": index,
-            "conversation_id": row["conversation_id"],
-            "token_ids_sha256": hash_of(row["token_ids"]),
-            "logprobs": token_logprobs(model, row["token_ids"], row["trained"]),
-        }
-        if on_done:
-            on_done(index + 1)
+    with _exact_head(model):
+        for index, row in enumerate(rows):
+            yield {
+                "model": name,
+                "row": index,
+                "conversation_id": row["conversation_id"],
+                "token_ids_sha256": hash_of(row["token_ids"]),
+                "logprobs": _logprobs(model, row["token_ids"], row["trained"]),
+            }
+            if on_done:
+                on_done(index + 1)
 
 
 def row_losses(
@@ -52,12 +53,13 @@ def row_losses(
 ) -> list[tuple[float, int]]:
     """For each row (sum of the losses of its trained tokens in nats, number of them)."""
     found = []
-    for number, row in enumerate(rows, 1):
-        values = token_logprobs(model, row.token_ids, row.trained)
-        losses = [-value for value in values if value is not None]
-        found.append((round(sum(losses), 4), len(losses)))
-        if on_done:
-            on_done(number)
+    with _exact_head(model):
+        for number, row in enumerate(rows, 1):
+            values = _logprobs(model, row.token_ids, row.trained)
+            losses = [-value for value in values if value is not None]
+            found.append((round(sum(losses), 4), len(losses)))
+            if on_done:
+                on_done(number)
     return found
 
 
@@ -65,13 +67,19 @@ def token_logprobs(
     model: Any, token_ids: Sequence[int], counts: Sequence[bool]
 ) -> list[float | None]:
     """Log-probability (nats, four decimals) of each token that counts, after those before it."""
+    with _exact_head(model):
+        return _logprobs(model, token_ids, counts)
+
+
+def _logprobs(model: Any, token_ids: Sequence[int], counts: Sequence[bool]) -> list[float | None]:
+    """The same, under `_exact_head`: for many rows the head is converted once."""
     import torch
 
     ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
     found: list[float | None] = [None] * len(token_ids)
     last = max((place for place, wanted in enumerate(counts) if wanted), default=0)
     cache = None
-    with torch.no_grad(), _exact_head(model):
+    with torch.no_grad():
         for start in range(0, last, STRETCH):
             end = min(start + STRETCH, last)
             places = [place for place in range(start + 1, end + 1) if counts[place]]

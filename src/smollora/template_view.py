@@ -22,10 +22,9 @@ from rich.text import Text
 from smollora.columns import TokenColumns
 from smollora.data.sources import read_conversation
 from smollora.errors import ConfigError, DataError, TemplateError
-from smollora.inspection import choose_format, open_tokenizer
-from smollora.models import read_stop_ids
+from smollora.models import open_tokenizer, read_stop_ids
 from smollora.render import Renderer
-from smollora.templates.audit import choose_template
+from smollora.templates.audit import choose_format, choose_template
 from smollora.templates.engine import DEFAULT_DATE, ChatTemplate
 from smollora.templates.given import plain_message
 from smollora.templates.owners import Refusal, Turns, find_owners

@@ -24,12 +24,11 @@ from smollora.chat.session import Session, fit, room_for_prompt
 from smollora.chat.settings import Settings, from_generation_config
 from smollora.chat.stream import TokenStream, open_stream
 from smollora.errors import ModelError, TemplateError
-from smollora.formats import ToolFormat, get_format
-from smollora.models import load_tokenizer, read_stop_ids, resolve_model
+from smollora.formats import ToolFormat
+from smollora.models import read_stop_ids, read_tokenizer, resolve_model
 from smollora.render import Renderer
 from smollora.runs import read_json
-from smollora.templates.audit import choose_template, find_format
-from smollora.tokenizer_file import load_tokenizer_files
+from smollora.templates.audit import choose_format, choose_template
 from smollora.tokens import TokenFacts, read_token_facts
 from smollora.types import Message, ToolSpec
 
@@ -199,8 +198,7 @@ def open_local(source: str | None, *, format_name: str | None = None) -> OpenedM
         TemplateError: it has no chat template, or one that refuses a plain question.
     """
     folder = find_model(source)
-    files = (folder / "tokenizer.json").is_file()
-    tokenizer = load_tokenizer_files(folder) if files else load_tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     template = choose_template(tokenizer.chat_template)
     if not template:
         raise TemplateError(
@@ -212,7 +210,7 @@ def open_local(source: str | None, *, format_name: str | None = None) -> OpenedM
             f"{folder} holds no safetensors weights",
             "smollora reads no pickled weights; convert the model to safetensors",
         )
-    fmt = get_format(format_name) if format_name else find_format(template, tokenizer)
+    fmt = choose_format(tokenizer, format_name)
     facts = read_token_facts(tokenizer, fmt, template, read_stop_ids(folder))
     context = read_config(folder).get("max_position_embeddings")
     opened = OpenedModel(folder)

@@ -83,10 +83,10 @@ def probe(
     """Does it call when it should, and only then? Raw token ids of base, adapter, merged and served
     model. With a recipe: that stage of its run.
     """
-    from smollora.config import shipped_recipes
+    from smollora.config import names_a_recipe
 
     recipe, _ = split_recipe(target or "starter", overrides)
-    is_recipe = recipe in shipped_recipes() or recipe.endswith((".yaml", ".yml"))
+    is_recipe = names_a_recipe(recipe)
     if is_recipe and (target or endpoint is None):
         asked = (endpoint, columns, base, cases, limit, sampled or None, gate, most, out)
         if any(value is not None for value in asked):
@@ -99,15 +99,18 @@ def probe(
     if overrides:
         raise ConfigError(f"{target} is no recipe, so {overrides[0]} sets nothing", "leave it out")
     from smollora.endpoint import Endpoint
+    from smollora.formats import get_format
+    from smollora.models import open_renderer
     from smollora.probe.folder import save_probe
-    from smollora.probe.run import Settings, no_delimiters, open_renderer, probe_target
+    from smollora.probe.run import Settings, no_delimiters, probe_target
     from smollora.probe.target import find_target
 
     server = Endpoint(endpoint, model=served_model) if endpoint else None
     settings = Settings(cases, limit, sampled, seed, read_gate(gate), most, batch_tokens)
     wanted = [each.strip() for each in columns.split(",")] if columns else []
     found = find_target(target, columns=wanted, endpoint=server, base=base, most=settings.most)
-    renderer, fmt = open_renderer(found.tokenizer, format_name)
+    renderer = open_renderer(found.tokenizer, format_name)
+    fmt = get_format(renderer.facts.format)
     problem = no_delimiters(found, renderer)
     if problem:
         if as_json:

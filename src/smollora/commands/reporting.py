@@ -31,10 +31,10 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """One self-contained HTML page from the files of the run. Several folders: side by side."""
-    from smollora.config import shipped_recipes
+    from smollora.config import names_a_recipe
 
     recipe, _ = split_recipe(target, others)
-    if recipe in shipped_recipes() or recipe.endswith((".yaml", ".yml")):
+    if names_a_recipe(recipe):
         if html is not None:
             raise ConfigError(
                 "--html goes with the folder of a run",

@@ -229,8 +229,8 @@ def _run(
         if not console.quiet:
             typer.echo(f"\n{curl_line(plan.base_url, plan.name)}\n")
             typer.echo(f"{openai_lines(plan.base_url, plan.name)}\n")
-        say(f"serving {plan.name} at {plan.base_url}/v1; Ctrl-C stops it", markup=False)
         try:
+            say(f"serving {plan.name} at {plan.base_url}/v1; Ctrl-C stops it", markup=False)
             code = server.wait_until_ended()
         except KeyboardInterrupt:
             say("stopping", markup=False)

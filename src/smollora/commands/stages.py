@@ -124,10 +124,10 @@ def inspect(
     """What a model's delimiters are and what its chat template loses. With a recipe: that stage of
     its run.
     """
-    from smollora.config import shipped_recipes
+    from smollora.config import names_a_recipe
 
     recipe, _ = split_recipe(target, overrides)
-    if recipe in shipped_recipes() or recipe.endswith((".yaml", ".yml")):
+    if names_a_recipe(recipe):
         execute("inspect", target, overrides, runs, name, quiet, as_json, None)
         return
     from smollora.inspection import describe_architecture, inspect_model, show_inspection

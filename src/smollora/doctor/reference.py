@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from smollora.errors import TemplateError
-from smollora.formats import ToolFormat, get_format
-from smollora.models import load_tokenizer, read_stop_ids, resolve_model
+from smollora.formats import ToolFormat
+from smollora.models import open_tokenizer, read_stop_ids
 from smollora.render import Renderer
-from smollora.templates.audit import audit, choose_template, find_format
-from smollora.tokenizer_file import load_tokenizer_files
+from smollora.templates.audit import audit, choose_format, choose_template
 from smollora.tokens import TokenFacts, read_token_facts
 from smollora.types import Check, Message, ParsedCall, ToolSpec
 
@@ -108,18 +107,14 @@ def read_reference(source: str, *, format_name: str | None = None) -> Reference:
         ModelError: no such model, or no tokenizer in it.
         TemplateError: it has no chat template.
     """
-    folder = resolve_model(source, weights=False)
-    has_file = (folder / "tokenizer.json").is_file()
-    tokenizer = load_tokenizer_files(folder) if has_file else load_tokenizer(folder)
+    folder, tokenizer = open_tokenizer(source)
     template = choose_template(tokenizer.chat_template)
     if not template:
         raise TemplateError(
             f"{source} has no chat template, so nothing says what the server should render",
             f"make one: smollora repair {source} --out DIR",
         )
-    fmt = (
-        get_format(format_name) if format_name else find_format(tokenizer.chat_template, tokenizer)
-    )
+    fmt = choose_format(tokenizer, format_name)
     facts = read_token_facts(tokenizer, fmt, template, read_stop_ids(folder))
     today = date.today().isoformat()
     return Reference(

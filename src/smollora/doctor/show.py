@@ -16,7 +16,6 @@ from smollora.doctor.tallies import Counts
 from smollora.endpoint.wire import printable
 
 WIDTH = 13
-HARNESS = "harness error"
 
 
 def lines(found: Diagnosis) -> Iterator[str]:

@@ -16,9 +16,6 @@ from smollora.data.sources import Refused, read_conversation, read_tools
 from smollora.errors import DataError
 from smollora.types import Conversation, EvalCase, Message, Reject, Role, ToolCall
 
-CALLING = ("single", "parallel", "multi_turn_call", "after_question")
-"""Categories of starter cases whose right answer is to call."""
-
 
 def starter_cases(split: str = "heldout") -> list[EvalCase]:
     """The held-out starter conversations as cases: one a conversation, at its last decision."""

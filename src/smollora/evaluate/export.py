@@ -15,7 +15,8 @@ from smollora.errors import ConfigError
 from smollora.evaluate.records import question_row
 from smollora.evaluate.retention import SUITE
 from smollora.evaluate.suites import load_suite
-from smollora.evaluate.targets import Target, open_renderer
+from smollora.evaluate.targets import Target
+from smollora.models import open_renderer
 from smollora.runs import write_jsonl
 
 
@@ -28,7 +29,7 @@ def export_suites(target: Target, suites: Sequence[str], folder: Path, *, limit:
     if SUITE in suites:
         raise ConfigError(f"{SUITE} has no calls to export", "both harnesses have IFEval")
     source = target.sources[-1]
-    renderer = open_renderer(source, target.format)
+    renderer = open_renderer(source.folder, target.format)
     known = {
         "facts": renderer.facts.model_dump(mode="json"),
         "tokenizer": str(source.folder.resolve()),

@@ -12,20 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smollora.config import ProbeSection, load_recipe, shipped_recipes
-from smollora.errors import ConfigError, DataError, ModelError
+from smollora.config import ProbeSection, load_recipe, names_a_recipe
+from smollora.errors import ConfigError, DataError
 from smollora.evaluate.asking import Column
 from smollora.formats import get_format
 from smollora.models import (
     base_of_adapter,
-    load_tokenizer,
-    read_stop_ids,
-    read_template,
+    open_renderer,
     resolve_model,
 )
-from smollora.render import Renderer
-from smollora.templates.audit import find_format
-from smollora.tokens import read_token_facts
 
 RUN_MODELS = ("base", "adapter", "merged")
 
@@ -84,7 +79,7 @@ def plan_target(
         ConfigError, DataError, ModelError: no such thing, or not asked for in this way.
     """
     folder = Path(model).expanduser()
-    a_recipe = model in shipped_recipes() or model.endswith((".yaml", ".yml"))
+    a_recipe = names_a_recipe(model)
     if a_recipe or (folder / "recipe.yaml").is_file():
         recipe = load_recipe(model if a_recipe else folder / "recipe.yaml", overrides)
         run = runs / (name or recipe.name) if a_recipe else folder
@@ -137,28 +132,10 @@ def _of_model(
     return chosen, label
 
 
-def open_renderer(source: Source, format_name: str | None) -> Renderer:
-    """The source's own chat template and tokenizer, with the facts of its format.
-
-    Raises:
-        ModelError: no tokenizer, or no chat template.
-    """
-    tokenizer = load_tokenizer(source.folder)
-    template = read_template(tokenizer)
-    if template is None:
-        raise ModelError(
-            f"{source.folder} has no chat template, so nothing can be asked of it",
-            "give it one: `smollora repair` writes one, or put chat_template.jinja beside it",
-        )
-    fmt = get_format(format_name) if format_name else find_format(template, tokenizer)
-    facts = read_token_facts(tokenizer, fmt, template, read_stop_ids(source.folder))
-    return Renderer(template, tokenizer, facts)
-
-
 @contextmanager
 def open_column(source: Source, target: Target) -> Iterator[tuple[Column, Any]]:
     """(the column, its loaded model or None), in memory for as long as the block lasts."""
-    renderer = open_renderer(source, target.format)
+    renderer = open_renderer(source.folder, target.format)
     facts, fmt = renderer.facts, get_format(renderer.facts.format)
     section = target.section
     words = section.max_new_tokens

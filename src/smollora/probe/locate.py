@@ -17,8 +17,6 @@ from typing import Any
 
 from smollora.probe import Asked
 
-ORDER = ("base", "adapter", "merged", "served")
-"""The way of a model; `model` (a folder that is no run) stands for merged."""
 BETWEEN = {
     ("base", "adapter"): "the training",
     ("base", "merged"): "the training or the merge",

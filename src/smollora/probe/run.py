@@ -23,8 +23,6 @@ from smollora.endpoint import Endpoint
 from smollora.errors import DataError, ModelError, SmolloraError
 from smollora.evaluate.cases import limit_per_category, probe_cases, sort_rows, starter_cases
 from smollora.formats import ToolFormat
-from smollora.inspection import choose_format
-from smollora.models import load_tokenizer, read_stop_ids
 from smollora.probe import (
     Asked,
     ask,
@@ -39,8 +37,6 @@ from smollora.probe.locate import locate
 from smollora.probe.target import Target, load_column
 from smollora.progress import meter
 from smollora.render import Renderer
-from smollora.templates.audit import choose_template
-from smollora.tokens import read_token_facts
 from smollora.types import EvalCase
 
 if TYPE_CHECKING:
@@ -87,24 +83,6 @@ def find_cases(name: str, limit: int | None) -> tuple[list[EvalCase], list[DataE
             )
         cases, broken = sort_rows(path)
     return limit_per_category(cases, limit), broken
-
-
-def open_renderer(folder: Path, format_name: str | None) -> tuple[Renderer, ToolFormat]:
-    """The renderer of a model's own template, and the format that it calls in.
-
-    Raises:
-        ModelError: no tokenizer, or no chat template.
-    """
-    tokenizer = load_tokenizer(folder)
-    template = choose_template(tokenizer.chat_template)
-    if not template:
-        raise ModelError(
-            f"{folder} has no chat template", "`smollora repair` writes one beside its tokenizer"
-        )
-    fmt = choose_format(tokenizer, format_name)
-    return Renderer(
-        template, tokenizer, read_token_facts(tokenizer, fmt, template, read_stop_ids(folder))
-    ), fmt
 
 
 def read_sampling(folder: Path, seed: int) -> tuple[Sampling, str]:

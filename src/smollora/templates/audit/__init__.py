@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
+from typing import Any
 
 from smollora.errors import TemplateError
-from smollora.formats import FORMATS, ToolFormat
+from smollora.formats import FORMATS, ToolFormat, get_format
 from smollora.formats.detect import detect_format
 from smollora.formats.hermes import HERMES
 from smollora.templates.audit.calls import (
@@ -152,6 +153,11 @@ def _named(source: TemplateSource) -> Mapping[str, str]:
     if isinstance(source, Mapping):
         return source
     return {entry["name"]: entry["template"] for entry in source}
+
+
+def choose_format(tokenizer: Any, name: str | None) -> ToolFormat:
+    """The format of that name; without a name, the one that the chat template writes."""
+    return get_format(name) if name else find_format(tokenizer.chat_template, tokenizer)
 
 
 def find_format(source: TemplateSource, tokenizer: Tokenizer) -> ToolFormat:
