@@ -41,7 +41,6 @@ FLOOR = 0.1
 class Pace:
     """Learning rate and length of one run."""
 
-    epoch_steps: int
     planned: int
     """Steps of the planned epochs."""
     most: int

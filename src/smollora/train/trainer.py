@@ -104,7 +104,7 @@ def train_adapter(
     per_epoch = -(-plan.steps // packs)
     planned = max(1, round(per_epoch * settings.epochs))
     most = max(planned, round(per_epoch * (settings.max_epochs or settings.epochs)))
-    pace = Pace(per_epoch, planned, most, round(settings.warmup * planned), settings.schedule)
+    pace = Pace(planned, most, round(settings.warmup * planned), settings.schedule)
     steps = StepPlan(plan, most, pad_id, packs, launch.rank(), launch.processes())
     loss_of = TreeLoss(peft, dtype, device)
     cost = read_cost(peft, dtype, device)
