@@ -13,6 +13,7 @@ from typing import Any
 
 from smollora.config import TrainSection
 from smollora.errors import ConfigError
+from smollora.train.head import head_with_rows
 
 
 def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int]) -> Any:
@@ -131,19 +132,18 @@ def compute_rows_apart(peft: Any) -> None:
 def _forward_rows(layer: Any, inputs: Any) -> Any:
     """What a `TrainableTokensLayer` around an embedding or a tied head computes."""
     import torch
-    from torch.nn import functional
 
     name = layer.active_adapters[0]
     rows, ids = layer.trainable_tokens_delta[name], layer.token_indices[name]
-    out = layer.base_layer(inputs)
     if isinstance(layer.base_layer, torch.nn.Embedding):
+        out = layer.base_layer(inputs)
         scale = layer._get_embed_scale()
         values = rows if scale is None else rows * scale
         for place, token in enumerate(ids):
             out = torch.where((inputs == token)[..., None], values[place].to(out.dtype), out)
         return out
-    index = torch.tensor(ids, device=out.device)
-    return out.index_copy(-1, index, functional.linear(inputs, rows.to(inputs.dtype)).to(out.dtype))
+    index = torch.tensor(ids, device=inputs.device)
+    return head_with_rows(layer.base_layer, inputs, rows, index)
 
 
 def leave_casting_to_autocast(peft: Any) -> None:

@@ -1,4 +1,4 @@
-"""Loss of packed trees: the head runs on labelled positions only, in pieces.
+"""Loss of packed trees: the head runs on labelled positions only (head.py).
 
 In: a `Batch` (data/batch.py). Out: the weighted sum that is trained, and plain sums by part of the
 answer.
@@ -16,10 +16,8 @@ from smollora.attention import use_tree_attention
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, Row, build_batch, plan_batches
 from smollora.errors import ModelError
+from smollora.train.head import head_loss
 from smollora.types import PARTS
-
-HEAD_CHUNK = 256
-"""Labelled positions whose logits exist at one time."""
 
 
 class PackLoss(NamedTuple):
@@ -110,8 +108,6 @@ class TreeLoss:
     def __call__(self, batch: Batch) -> PackLoss:
         """Compute one pack."""
         import torch
-        from torch.nn import functional
-        from torch.utils.checkpoint import checkpoint
 
         longest = int(batch.position_ids.max()) + 1
         if self.window is not None and longest > self.window:
@@ -133,37 +129,20 @@ class TreeLoss:
                 use_cache=False,
                 **where,
             ).last_hidden_state
-            flat = hidden.reshape(-1, hidden.shape[-1])[batch.select.to(self.device)]
-
-            def losses(states: Any, targets: Any) -> tuple[Any, Any]:
-                logits = self.head(states).float()
-                seen = logits.detach()  # amax is several times as fast as argmax on a CPU
-                right = seen.gather(1, targets[:, None])[:, 0] >= seen.amax(dim=-1)
-                return functional.cross_entropy(logits, targets, reduction="none"), right
-
-            pieces = []
-            targets = batch.targets.to(self.device)
-            many = flat.shape[0] > HEAD_CHUNK
-            for start in range(0, flat.shape[0], HEAD_CHUNK):
-                part = flat[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK]
-                pieces.append(
-                    checkpoint(losses, *part, use_reentrant=False) if many else losses(*part)
-                )
-            each = torch.cat([loss for loss, _ in pieces]) if pieces else flat.sum(dim=-1) * 0
-            right = torch.cat([hit for _, hit in pieces]) if pieces else each.detach().bool()
-        weights = batch.weights.to(self.device)
-        plain = each.detach()
+            states = hidden.reshape(-1, hidden.shape[-1])[batch.select.to(self.device)]
+            weights = batch.weights.to(self.device)
+            found = head_loss(self.head, states, batch.targets.to(self.device), weights)
         parts = batch.parts.to(self.device)
 
         def by_part(values: Any) -> Any:
             return torch.zeros(len(PARTS), device=self.device).index_add_(0, parts, values)
 
         return PackLoss(
-            (each * weights).sum(),
+            found.total,
             weights.sum(),
-            by_part(plain),
-            by_part(torch.ones_like(plain)),
-            by_part(right.to(plain.dtype)),
+            by_part(found.each),
+            by_part(torch.ones_like(found.each)),
+            by_part(found.hits.to(found.each.dtype)),
         )
 
     @contextmanager

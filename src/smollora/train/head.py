@@ -1,0 +1,166 @@
+"""Head and loss of labelled positions, piece by piece: logits of one piece exist at one time, and
+their gradient is computed where they are, in the forward pass.
+
+In: hidden states of labelled positions, targets, weights. Out: the weighted sum of the losses, with
+gradients of the states and of whatever the head trains. Nothing is computed twice and no tensor of
+[positions, vocabulary] is kept: one in float32 costs more in fresh pages than in arithmetic.
+Source: Liger kernel's fused linear cross entropy (Hsu et al. 2024), here in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHUNK = 256
+"""Positions whose logits exist at one time."""
+LINES = 16
+"""Lines of them that a processor makes float32 at one time: as many as a core's cache holds."""
+LEAST = -60.0
+"""Log-probabilities below this count as this in the gradient: smaller ones are subnormal numbers,
+which a processor multiplies many times as slowly.
+"""
+
+
+class HeadLoss(NamedTuple):
+    """What the labelled positions gave."""
+
+    total: Tensor
+    """Weighted sum of the losses; gradients flow from here only."""
+    each: Tensor
+    """Loss of each position [n], float32."""
+    hits: Tensor
+    """Whether the target was the most likely token [n], bool."""
+
+
+def head_loss(head: Any, states: Tensor, targets: Tensor, weights: Tensor) -> HeadLoss:
+    """Cross entropy of `head(states)`.
+
+    Args:
+        head: module from states to logits; whatever it trains gets its gradient.
+        states: [n, width]; n may be 0.
+        targets: [n] int64.
+        weights: [n] float32.
+    """
+    trained = _trained(head, states) if torch.is_grad_enabled() else []
+    return HeadLoss(*_HeadLoss.apply(head, states, targets, weights, *trained))
+
+
+def _trained(head: Any, states: Tensor) -> list[Tensor]:
+    """What the head's logits depend on that is trained: parameters of its own and rows that it
+    shares with the embedding.
+    """
+    logits = head(states[:0].detach())
+    found: dict[int, Tensor] = {}
+    todo, seen = [logits.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found[id(leaf)] = leaf
+        todo.extend(following for following, _ in node.next_functions)
+    return list(found.values())
+
+
+class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(
+        ctx: Any, head: Any, states: Tensor, targets: Tensor, weights: Tensor, *trained: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = any(ctx.needs_input_grad)
+        each = torch.empty(len(targets), device=states.device)
+        hits = torch.empty(len(targets), dtype=torch.bool, device=states.device)
+        d_states = torch.zeros_like(states)
+        d_trained = [torch.zeros_like(parameter) for parameter in trained]
+        for here in _pieces(len(targets), CHUNK):
+            with torch.set_grad_enabled(wanted):
+                piece = states[here].detach().requires_grad_(wanted)
+                logits = head(piece)
+            gradient = logits.detach()
+            _to_gradient(gradient, targets[here], weights[here], each[here], hits[here])
+            if wanted:
+                found = torch.autograd.grad(logits, [piece, *trained], gradient, allow_unused=True)
+                d_states[here] = found[0]
+                for total, more in zip(d_trained, found[1:], strict=True):
+                    if more is not None:
+                        total += more
+        ctx.save_for_backward(d_states, *d_trained)
+        ctx.mark_non_differentiable(each, hits)
+        return (each * weights).sum(), each, hits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        d_states, *d_trained = ctx.saved_tensors
+        scale = gradients[0]
+        return (
+            None,
+            (d_states * scale).to(d_states.dtype),
+            None,
+            None,
+            *((grad * scale).to(grad.dtype) for grad in d_trained),
+        )
+
+
+def head_with_rows(head: Any, states: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """Logits [..., vocabulary] of a frozen linear head, some of whose rows are others.
+
+    Args:
+        head: torch.nn.Linear.
+        states: [..., width].
+        rows: [n, width], what stands in their place and is trained.
+        index: [n] int64, which ones.
+    """
+    logits: Tensor = _HeadWithRows.apply(states, rows, head, index)
+    return logits
+
+
+class _HeadWithRows(torch.autograd.Function):  # type: ignore[misc]
+    """Autograd alone would copy all logits forward and their gradient backward."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, rows: Tensor, head: Any, index: Tensor) -> Tensor:
+        ctx.head = head
+        ctx.save_for_backward(states, rows, index)
+        logits: Tensor = head(states)
+        values = functional.linear(states, rows.to(states.dtype))
+        return logits.index_copy_(-1, index, values.to(logits.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        states, rows, index = ctx.saved_tensors
+        weight, (gradient,) = ctx.head.weight, gradients
+        few = gradient.index_select(-1, index)
+        other = (rows - weight[index]).to(few.dtype)
+        d_states = gradient @ weight.to(gradient.dtype) + few @ other
+        d_rows = few.flatten(0, -2).T @ states.flatten(0, -2).to(few.dtype)
+        return d_states.to(states.dtype), d_rows.to(rows.dtype), None, None
+
+
+def _to_gradient(
+    logits: Tensor, targets: Tensor, weights: Tensor, each: Tensor, hits: Tensor
+) -> None:
+    """Turn logits [n, vocabulary] into the gradient of their weighted losses, in place, and fill
+    `each` and `hits` [n].
+    """
+    lines = LINES if logits.device.type == "cpu" else CHUNK
+    for here in _pieces(len(targets), lines):
+        values = logits[here].to(torch.float32, copy=True)
+        target, weight = targets[here, None], weights[here, None]
+        top = values.amax(dim=-1, keepdim=True)
+        picked = values.gather(1, target)
+        hits[here] = (picked >= top)[:, 0]
+        values.sub_(top).clamp_(min=LEAST).exp_()
+        total = values.sum(dim=-1, keepdim=True)
+        each[here] = (total.log() + top - picked)[:, 0]
+        values.mul_(weight / total).scatter_add_(1, target, -weight)
+        logits[here] = values
+
+
+def _pieces(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
