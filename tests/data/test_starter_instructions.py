@@ -169,8 +169,9 @@ def test_no_prompt_shares_five_words_in_a_row_with_an_evaluated_one() -> None:
     assert [(said, common) for said, common in shared if common] == []
 
 
-TOPICS = """
-    rainy street evening; honeybees; leaves autumn; lighthouse; cinderella; smell fresh bread;
+TOPICS = re.split(
+    r";\s+",
+    """rainy street evening; honeybees; leaves autumn; lighthouse; cinderella; smell fresh bread;
     opposite; sea; poem cat; trains; boil egg; fruits; walk; learning language; beach pack; pasta;
     months; birthday present; farm animals; morning; moon; bicycle; cows; team; wet paint; grass;
     guests; winter; dragon teapot bus; hobby patience; gravity apple; coffee; sun hot star;
@@ -178,8 +179,8 @@ TOPICS = """
     yesterday market; two plus; neighbour lost cat; thank note; breakfast ideal; mountains; bank;
     rivers; bakery motto; pirate; spring poem; recycling report; customer letter; invitation; sleep;
     paris; weekend; pizza; invented person age; capital france; colours; book; week; ice steam;
-    tomato; coin; count; fox; colour; pet
-""".split(";")
+    tomato; coin; count; fox; colour; pet""",
+)
 """What each evaluated prompt is about, in their order: words, all of which would give it away."""
 
 
@@ -187,12 +188,13 @@ def test_no_form_is_asked_of_a_topic_of_which_the_evaluation_asks_it() -> None:
     evaluated = load_instructions()
     assert len(TOPICS) == len(evaluated)
     found = []
-    for each, topic in zip(evaluated, map(words, TOPICS), strict=True):
-        assert set(topic) <= set(words(each.prompt)), each.id
+    for each, topic in zip(evaluated, TOPICS, strict=True):
+        about = set(words(topic))
+        assert about <= set(words(each.prompt)), each.id
         asked = {check["kind"] for check in each.checks}
         for case in cases():
             said = {word for text in prompts(case) for word in words(text)}
-            if asked & kinds(case) and set(topic) <= said:
+            if asked & kinds(case) and about <= said:
                 found.append((each.id, prompts(case)))
     assert found == []
 

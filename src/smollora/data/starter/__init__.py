@@ -198,17 +198,22 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     Lists are made twice: the tools that a case needs together, gathered to at most MOST_TOOLS; and
     all tools, shuffled and cut by LIST_SIZES. Every case then stands in one list that fits it,
     drawn by chance: beside tools that it must not be confused with, and with a prompt that many
-    rows share.
+    rows share. Twins stand in the same list, so that nothing but the request tells asking from
+    calling.
     """
     lists = [*_lists_for_several(domain), *_cut(list(domain.tools), dice)]
     rows: list[list[Named]] = [[] for _ in lists]
-    for case in domain.cases:
-        fitting = [index for index, offer in enumerate(lists) if _fits(case, set(offer))]
+    for group in _with_twins(domain.cases):
+        fitting = [
+            index
+            for index, offer in enumerate(lists)
+            if all(_fits(case, set(offer)) for case in group)
+        ]
         if not fitting:
-            lists.append(_list_for(case, domain, dice, (0, 1, 2)))
+            lists.append(_list_for(group[-1], domain, dice, (0, 1, 2)))
             rows.append([])
             fitting = [len(lists) - 1]
-        rows[dice.choice(fitting)].append((_kind(case), case))
+        rows[dice.choice(fitting)].extend((_kind(case), case) for case in group)
     chosen = []
     for offer, named in zip(lists, rows, strict=True):
         absent = _absent(domain.cases, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
@@ -217,6 +222,17 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
         if named:
             chosen.append((tuple(names), named + [("near_absent", case) for case in absent]))
     return chosen
+
+
+def _with_twins(cases: Sequence[Record]) -> list[list[Record]]:
+    """The cases; a case that asks back together with the twin that follows it."""
+    groups: list[list[Record]] = []
+    for case in cases:
+        if case.get("twin"):
+            groups[-1].append(case)
+        else:
+            groups.append([case])
+    return groups
 
 
 def _lists_for_several(domain: Domain) -> list[tuple[str, ...]]:
