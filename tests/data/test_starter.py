@@ -75,6 +75,33 @@ def test_rows_teach_to_call_to_decline_to_ask_and_to_go_on() -> None:
     assert any(len(m.calls) > 2 for c in conversations for m in c.messages)
 
 
+def test_a_request_with_a_gap_and_its_twin_without_stand_under_one_list() -> None:
+    """Asking back is learnt from the contrast: same tools, nearly the same words."""
+    rows = {(r["subcategory"], asked(r)[0]): r for r in build_rows("train")}
+    pairs = [
+        (domain.tools[before["ask"]], before, case)
+        for domain in load_domains("train")
+        for before, case in pairwise(domain.cases)
+        if "twin" in case
+    ]
+    assert len(pairs) >= 150
+    for tool, gap, whole in pairs:
+        (name, arguments), *more = whole["c"]
+        required = tool["parameters"]["required"]
+        assert (name, more) == (tool["name"], [])
+        assert set(required) <= set(arguments), whole
+        asks, calls = rows["missing", words(gap["u"])], rows["single", words(whole["u"])]
+        assert asks["conversations"][0] == calls["conversations"][0], whole
+        same = set(words(gap["u"]).split()) & set(words(whole["u"]).split())
+        assert len(same) >= len(set(words(gap["u"]).split())) / 2, (gap, whole)
+    openings = Counter(" ".join(gap["a"].split()[:2]) for _, gap, _ in pairs)
+    assert max(openings.values()) < len(pairs) / 10, openings
+
+
+def test_no_twin_is_held_out() -> None:
+    assert not any("twin" in case for d in load_domains("heldout") for case in d.cases)
+
+
 def test_the_rows_are_the_same_every_time_and_differ_by_seed() -> None:
     first = list(build_rows("train", seed=3))
     assert first == list(build_rows("train", seed=3))

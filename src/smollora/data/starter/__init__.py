@@ -47,6 +47,8 @@ SYSTEM_TEXTS = (
 
 GENERAL_OFFERS = 80
 """Tool lists that general rows are put beside: few, so that many rows share one prompt."""
+FORM_BESIDE_TOOLS = 3
+"""Of so many cases with a demand of form, one is also put beside tools, once."""
 
 
 LIST_SIZES = (1, 1, 2, 2, 3, 3, 4, 5)
@@ -116,7 +118,7 @@ def build_rows(split: Split, *, seed: int = 7, share: float = 1.0) -> Iterator[R
 
 def build_general_rows(split: Split, *, seed: int = 7, with_tools: int = 2) -> Iterator[Record]:
     """General rows: each request once without tools and `with_tools` times beside tools it does not
-    need.
+    need; of those that ask for a form, one in FORM_BESIDE_TOOLS stands beside tools, once.
     """
     dice = random.Random(seed + 1)
     domains = load_domains(split)
@@ -130,13 +132,23 @@ def build_general_rows(split: Split, *, seed: int = 7, with_tools: int = 2) -> I
     offers = dice.sample(offers, min(GENERAL_OFFERS, len(offers)))
     general = [case for domain in domains if not domain.tools for case in domain.cases]
     count = 0
-    for case in general:
+    for number, case in enumerate(general):
+        form = has_form(case)
+        # A drawn system text ("one or two sentences") would speak against the form.
+        drawn = not form and dice.random() < 0.15
+        system = dice.choice(SYSTEM_TEXTS) if drawn else case.get("s", "")
+        lists = int(number % FORM_BESIDE_TOOLS == 0) if form else with_tools
         count += 1
-        system = dice.choice(SYSTEM_TEXTS) if dice.random() < 0.15 else ""
         yield _record(f"{split}-general-{count:05d}", "general", "no_tools", case, [], system)
-        for _, offered in dice.sample(offers, with_tools):
+        for _, offered in dice.sample(offers, min(lists, with_tools)):
             count += 1
-            yield _record(f"{split}-general-{count:05d}", "general", "needless", case, offered, "")
+            row_id = f"{split}-general-{count:05d}"
+            yield _record(row_id, "general", "needless", case, offered, case.get("s", ""))
+
+
+def has_form(case: Record) -> bool:
+    """True for a case whose answers must keep to a form that `checks` states."""
+    return "checks" in case or any("checks" in turn for turn in case.get("turns", []))
 
 
 Named = tuple[str, Record]
@@ -186,17 +198,22 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     Lists are made twice: the tools that a case needs together, gathered to at most MOST_TOOLS; and
     all tools, shuffled and cut by LIST_SIZES. Every case then stands in one list that fits it,
     drawn by chance: beside tools that it must not be confused with, and with a prompt that many
-    rows share.
+    rows share. Twins stand in the same list, so that nothing but the request tells asking from
+    calling.
     """
     lists = [*_lists_for_several(domain), *_cut(list(domain.tools), dice)]
     rows: list[list[Named]] = [[] for _ in lists]
-    for case in domain.cases:
-        fitting = [index for index, offer in enumerate(lists) if _fits(case, set(offer))]
+    for group in _with_twins(domain.cases):
+        fitting = [
+            index
+            for index, offer in enumerate(lists)
+            if all(_fits(case, set(offer)) for case in group)
+        ]
         if not fitting:
-            lists.append(_list_for(case, domain, dice, (0, 1, 2)))
+            lists.append(_list_for(group[-1], domain, dice, (0, 1, 2)))
             rows.append([])
             fitting = [len(lists) - 1]
-        rows[dice.choice(fitting)].append((_kind(case), case))
+        rows[dice.choice(fitting)].extend((_kind(case), case) for case in group)
     chosen = []
     for offer, named in zip(lists, rows, strict=True):
         absent = _absent(domain.cases, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
@@ -205,6 +222,17 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
         if named:
             chosen.append((tuple(names), named + [("near_absent", case) for case in absent]))
     return chosen
+
+
+def _with_twins(cases: Sequence[Record]) -> list[list[Record]]:
+    """The cases; a case that asks back together with the twin that follows it."""
+    groups: list[list[Record]] = []
+    for case in cases:
+        if case.get("twin"):
+            groups[-1].append(case)
+        else:
+            groups.append([case])
+    return groups
 
 
 def _lists_for_several(domain: Domain) -> list[tuple[str, ...]]:
