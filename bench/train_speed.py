@@ -7,13 +7,14 @@ usage: python bench/train_speed.py rows CONVERSATIONS.jsonl runs/NAME/base OUT.j
 `rows` renders conversations (any form that `prepare` reads) with a run's `base/`, the model with
 its delimiters and template, as {"input_ids": [...], "labels": [...]}, -100 where nothing is
 trained, so that another trainer can be given the same tokens and labels. `train` trains LoRA (rank
-16, every linear layer) on rows of that form, at most --max-length tokens each, as `smollora train`
-does, and prints one JSON object: unpadded tokens a second after the first step, labelled tokens,
-peak resident memory, losses, and `share_of_products`: that rate over the one which the products of
-the frozen weights would allow (4 x parameters multiplications a token at the rate of bf16 products
-measured just before). `loss` compares the loss of each step with a plain float32 reference on the
-same batches: full logits, row by row, no tree, no compilation. Run it alone on the machine, in turn
-with whatever it is compared with.
+16, every linear layer) on rows of that form, at most --max-length tokens each (--join: joined to
+just so many; torchrun starts it in several processes), as `smollora train` does, and prints one
+JSON object: unpadded tokens a second after the first step, labelled tokens, peak resident memory,
+losses, and `share_of_products`: that rate over the one which the products of the frozen weights
+would allow (4 x parameters multiplications a token at the rate of bf16 products measured just
+before). `loss` compares the loss of each step with a plain float32 reference on the same batches:
+full logits, row by row, no tree, no compilation. Run it alone on the machine, in turn with whatever
+it is compared with.
 """
 
 from __future__ import annotations
@@ -60,11 +61,21 @@ def write_rows(conversations: Path, source: str, out: Path, limit: int | None) -
                     stream.write(json.dumps(line) + "\n")
 
 
-def rows_of(path: Path, longest: int) -> Iterator[Row]:
-    """Rows as training takes them; every labelled token weighs 1."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+def read_pairs(path: Path, longest: int, joined: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """(token ids, labels) of rows cut to `longest` tokens, or joined to just so many."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
-        ids, labels = values["input_ids"][:longest], values["labels"][:longest]
+        ids, labels = ids + values["input_ids"], labels + values["labels"]
+        if not joined or len(ids) >= longest:
+            yield ids[:longest], labels[:longest]
+            ids, labels = [], []
+
+
+def rows_of(path: Path, longest: int, joined: bool = False) -> Iterator[Row]:
+    """Rows as training takes them; every labelled token weighs 1."""
+    for number, (ids, labels) in enumerate(read_pairs(path, longest, joined)):
         weights = tuple(float(label != -100) for label in labels)
         if any(weights):
             parts = tuple(TEXT if weight else -1 for weight in weights)
@@ -96,13 +107,15 @@ def some_rows(rows: list[Row], settings: TrainSection, steps: int) -> list[Row]:
     return rows[:low]
 
 
-def train(source: str, rows: Path, steps: int, settings: TrainSection, longest: int) -> None:
+def train(
+    source: str, rows: Path, steps: int, settings: TrainSection, longest: int, joined: bool
+) -> None:
     """Train `steps` steps and print what they took."""
     model = load_model(resolve_model(source))
     config = model.config
     rate = product_rate(settings.batch_tokens, config.hidden_size, config.intermediate_size)
     flops = 4 * sum(p.numel() for p in model.parameters())
-    chosen = some_rows(list(rows_of(rows, longest)), settings, steps + 1)
+    chosen = some_rows(list(rows_of(rows, longest, joined)), settings, steps + 1)
     reports: list[StepReport] = []
     with tempfile.TemporaryDirectory() as out:
         made = train_adapter(
@@ -115,6 +128,8 @@ def train(source: str, rows: Path, steps: int, settings: TrainSection, longest: 
             out=Path(out),
             on_step=reports.append,
         )
+    if not reports:
+        return  # not the first of several processes
     first, rest = reports[0], reports[1:]
     seconds = rest[-1].seconds - first.seconds
     tokens = sum(report.row_tokens for report in rest)
@@ -122,6 +137,7 @@ def train(source: str, rows: Path, steps: int, settings: TrainSection, longest: 
         json.dumps(
             {
                 "steps": len(rest),
+                "processes": made.summary["processes"],
                 "tokens": tokens,
                 "computed_tokens": sum(report.tokens for report in rest),
                 "labelled_tokens": sum(report.labelled for report in rest),
@@ -205,6 +221,7 @@ def main() -> None:
         verb.add_argument("--steps", type=int, default=steps)
         verb.add_argument("--batch-tokens", type=int, default=tokens)
         verb.add_argument("--max-length", type=int, default=1024)
+        verb.add_argument("--join", action="store_true")
     given = parser.parse_args()
     if given.verb == "rows":
         write_rows(given.conversations, given.model, given.out, given.limit)
@@ -218,8 +235,10 @@ def main() -> None:
         batch_tokens=given.batch_tokens,
         compile="on" if given.verb == "train" else "off",
     )
-    work = train if given.verb == "train" else compare_losses
-    work(given.model, given.rows, given.steps, settings, given.max_length)
+    if given.verb == "train":
+        train(given.model, given.rows, given.steps, settings, given.max_length, given.join)
+    else:
+        compare_losses(given.model, given.rows, given.steps, settings, given.max_length)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from smollora.data.shards import RowTable
     from smollora.train import StepReport
 
-PREVIEW_ROWS = 60
+PREVIEW_ROWS = 39
 
 
 @dataclass(frozen=True)
