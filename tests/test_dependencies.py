@@ -32,7 +32,7 @@ LEVELS = {
     "commands": 7,
     **dict.fromkeys(("template_repair", "template_view"), 7),
     **dict.fromkeys(("probe.run", "probe.target", "probe.folder", "probe.table"), 7),
-    **dict.fromkeys(("cures.run", "cures.subject", "cures.ways", "cures.table"), 7),
+    **dict.fromkeys(("cures.plan", "cures.run", "cures.subject", "cures.table", "cures.ways"), 7),
     **dict.fromkeys(("evaluate.run", "evaluate.targets", "evaluate.export"), 7),  # load models
     **dict.fromkeys(("team_checks", "pytest_plugin", "draft", "environment"), 7),
 }

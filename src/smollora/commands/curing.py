@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -69,7 +70,8 @@ def measure(
         GateFailed: no cure is enough.
         SmolloraError: the person must act.
     """
-    from smollora.cures.run import LIMIT, Settings, measure_cures, plan_cures, save_cures
+    from smollora.cures.plan import LIMIT, Settings, plan_cures
+    from smollora.cures.run import measure_cures, save_cures
     from smollora.cures.subject import find_subject
     from smollora.cures.table import show_cures
     from smollora.endpoint import Endpoint
@@ -90,10 +92,9 @@ def measure(
     )
     server = Endpoint(endpoint, name, timeout=timeout) if endpoint else None
     plan = plan_cures(subject, settings, endpoint=server, folder=folder)
-    measured = measure_cures(plan, console)
+    keep = partial(save_cures, folder=folder) if folder is not None else None
+    measured = measure_cures(plan, console, keep)
     summary = measured.summary
-    if folder is not None:
-        save_cures(measured, folder)
     if as_json:
         typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
     elif quiet:

@@ -33,6 +33,8 @@ CURES = {
 """Every cure and what tables call it, the cheapest first. Those with a plus stand on the repaired
 template, not on each other.
 """
+CONSTRAINED = ("grammar", "required")
+"""Cures in which a grammar holds calls to the tools' schemas."""
 
 
 class NotOffered(SmolloraError):

@@ -1,8 +1,8 @@
-"""`smollora doctor MODEL --cures`: every cure asked the same cases, and the verdict over them.
+"""`smollora doctor MODEL --cures`: every cure of a plan is asked, and the verdict found.
 
-In: a `Subject`, which cures, which cases, the gate. Out: the dict of cures.json, and records with
-token ids. Lines that an earlier command measured on the same cases stand beside the new ones, so
-that a slow machine can ask one cure at a time.
+In: a `Plan`. Out: the dict of cures.json, and records with token ids. Lines that an earlier command
+measured on the same cases stand beside the new ones, so that a slow machine can ask one cure at a
+time.
 """
 
 from __future__ import annotations
@@ -14,148 +14,19 @@ from typing import Any
 
 from rich.console import Console
 
-from smollora.config import ProbeSection
-from smollora.cures import CURES, Line, NotOffered, ask_line, same_line
+from smollora.cures import CONSTRAINED, CURES, Line, NotOffered, ask_line, same_line
 from smollora.cures.examples import with_examples
+from smollora.cures.plan import RECORDS, SUMMARY, Plan
 from smollora.cures.subject import Subject
-from smollora.cures.verdict import decide, gate_for, judge_line
-from smollora.cures.ways import CONSTRAINED, Answering, Here, There
-from smollora.doctor.conversations import choose_cases, require_askable
+from smollora.cures.verdict import decide, judge_line
+from smollora.cures.ways import Answering, Here, There
 from smollora.endpoint import Endpoint
-from smollora.errors import ConfigError, DataError, ModelError, SmolloraError, TemplateError
+from smollora.errors import DataError, ModelError, SmolloraError, TemplateError
 from smollora.formats.schema import can_be_constrained
-from smollora.generate.call_grammar import require_llguidance
-from smollora.probe.run import find_cases
 from smollora.progress import meter
 from smollora.render import Renderer
-from smollora.runs import SCHEMA_VERSION, hash_of, read_json, read_jsonl, write_json, write_jsonl
+from smollora.runs import SCHEMA_VERSION, write_json, write_jsonl
 from smollora.types import EvalCase
-
-LIMIT = 60
-"""Cases, half of which want a call, unless --limit says otherwise."""
-SUMMARY, RECORDS = "cures.json", "cures_records.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What is asked, and what must come out."""
-
-    cures: tuple[str, ...] = ()
-    """Empty: all that can be had."""
-    cases: str = "starter:probe"
-    limit: int | None = LIMIT
-    """Cases in all; None: every one."""
-    gate: Mapping[str, float] | None = None
-    """None: the run's, else the recipe's default."""
-    most: int | None = None
-    """New tokens of an answer; None: the run's, else the recipe's default."""
-    batch_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Everything that is settled before a model is loaded."""
-
-    subject: Subject
-    cases: tuple[EvalCase, ...]
-    cures: tuple[str, ...]
-    gate: dict[str, float]
-    notes: tuple[str, ...]
-    most: int
-    batch_tokens: int
-    asked: str
-    key: str
-    """Lines with the same key can stand side by side."""
-    endpoint: Endpoint | None = None
-    kept: Mapping[str, Mapping[str, Any]] | None = None
-    """Lines of an earlier command."""
-    kept_records: tuple[dict[str, Any], ...] = ()
-
-
-def plan_cures(
-    subject: Subject, settings: Settings, *, endpoint: Endpoint | None, folder: Path | None
-) -> Plan:
-    """Settle cases, cures and gate.
-
-    Args:
-        folder: where the files go; lines that are there already are kept. None: nowhere.
-
-    Raises:
-        ConfigError: no such cure, a cure that cannot be had, or a gate that holds nothing.
-        DataError: no cases, or a broken row.
-        EndpointError: nobody answers.
-    """
-    section = subject.recipe.probe if subject.recipe else ProbeSection()
-    cures, notes = _choose(subject, settings.cures, served=endpoint is not None)
-    found, broken = find_cases(settings.cases, None)
-    if broken:
-        raise broken[0]
-    require_askable(found, settings.cases)
-    cases = tuple(choose_cases(found, settings.limit))
-    usual = section.gate or ProbeSection().gate
-    gate, more = gate_for(
-        cases, usual if settings.gate is None else settings.gate, given=settings.gate is not None
-    )
-    served = endpoint.connect() if endpoint is not None else None
-    most = settings.most or section.max_new_tokens
-    asked = [[case.id, [(m.role, m.content) for m in case.messages]] for case in cases]
-    key = hash_of(asked, str(subject.folder), served and [endpoint and endpoint.url, served], most)
-    kept, records = _kept(folder, key, settings)
-    return Plan(
-        subject=subject,
-        cases=cases,
-        cures=cures,
-        gate=gate,
-        notes=(*notes, *more),
-        most=most,
-        batch_tokens=settings.batch_tokens or section.batch_tokens,
-        asked=settings.cases,
-        key=key,
-        endpoint=endpoint,
-        kept=kept,
-        kept_records=records,
-    )
-
-
-def _choose(
-    subject: Subject, named: Sequence[str], *, served: bool
-) -> tuple[tuple[str, ...], list[str]]:
-    unknown = [name for name in named if name not in CURES]
-    if unknown:
-        raise ConfigError(f"no cure is called {unknown[0]}", f"cures: {', '.join(CURES)}")
-    if "trained" in named and subject.trained is None:
-        raise ConfigError("there is no trained model to ask", "name it: --adapter FOLDER")
-    wanted = [name for name in CURES if name in (named or CURES)]
-    if subject.trained is None:
-        wanted = [name for name in wanted if name != "trained"]
-    constrained = [name for name in wanted if name in CONSTRAINED]
-    if constrained and not can_be_constrained(subject.fmt):
-        said = f"no grammar of calls in the form {subject.fmt.name} is known"
-        if named:
-            raise ConfigError(said, "ask for the other cures: --cure repaired --cure examples")
-        return tuple(wanted), [said]
-    if constrained and not served:
-        require_llguidance()
-    return tuple(wanted), []
-
-
-def _kept(
-    folder: Path | None, key: str, settings: Settings
-) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
-    if folder is None or not settings.cures or not (folder / SUMMARY).is_file():
-        return {}, ()
-    before = read_json(folder / SUMMARY)
-    if before.get("key") != key:
-        raise ConfigError(
-            f"{folder} holds cures of other cases, or of another model",
-            "choose another --out, or leave --cure out to ask all of them again",
-        )
-    lines = {n: line for n, line in before["lines"].items() if n not in settings.cures}
-    records = [each for each in read_jsonl(folder / RECORDS) if each["model"] in lines]
-    return lines, tuple(records)
-
-
-# ── asking ────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,30 +39,39 @@ class Measured:
     """Prompts that a server did not answer."""
 
 
-def measure_cures(plan: Plan, console: Console) -> Measured:
+def measure_cures(
+    plan: Plan, console: Console, on_line: Callable[[Measured], None] | None = None
+) -> Measured:
     """Ask every cure of a plan.
+
+    Args:
+        on_line: is handed what is there so far after each line, so that an interruption loses one.
 
     Raises:
         ModelError: no weights, or none that fit.
         EndpointError: the server cannot be asked at all.
     """
     lines: dict[str, Line] = {}
-    problems: list[SmolloraError] = []
-    own = [cure for cure in plan.cures if cure != "trained"]
     answering: Answering | None = None
-    for cure in own:
-        answering = answering or _base(plan)
+    for cure in plan.cures:
+        if cure == "trained":
+            answering = None  # one model in memory at a time
+            answering = _after_training(plan)
+        else:
+            answering = answering or _base(plan)
         lines[cure] = _ask(plan, cure, answering, lines, console)
-        problems += _unanswered(lines[cure])
-    if "trained" in plan.cures:
-        answering = None  # one model in memory at a time
-        answering = _after_training(plan)
-        lines["trained"] = _ask(plan, "trained", answering, lines, console)
-        problems += _unanswered(lines["trained"])
+        measured = _gather(plan, lines)
+        if on_line is not None:
+            on_line(measured)
+    return measured
+
+
+def _gather(plan: Plan, lines: Mapping[str, Line]) -> Measured:
     found = {**(plan.kept or {}), **{cure: line.as_dict() for cure, line in lines.items()}}
     records = [*plan.kept_records]
     records += [item.record for line in lines.values() for item in line.asked]
-    return Measured(summarise_cures(plan, found, records), records, tuple(problems))
+    problems = tuple(error for line in lines.values() for error in _unanswered(line))
+    return Measured(summarise_cures(plan, found, records), records, problems)
 
 
 def summarise_cures(

@@ -40,13 +40,21 @@ def structured_outputs(
         "content": {"type": "sequence", "elements": [SPACE, body, SPACE]},
         "end": {"type": "token", "token": facts.close.id},
     }
-    whole = {
-        "type": "structural_tag",
-        "format": {
+    return _key(
+        {
             "type": "token_triggered_tags",
             "trigger_tokens": [facts.open.id],
             "tags": [tag],
             "at_least_one": required,
-        },
-    }
+        }
+    )
+
+
+def nothing_but(token: int) -> dict[str, Any]:
+    """The key that lets an answer be this token alone."""
+    return _key({"type": "token", "token": token})
+
+
+def _key(form: dict[str, Any]) -> dict[str, Any]:
+    whole = {"type": "structural_tag", "format": form}
     return {"structured_outputs": {"structural_tag": json.dumps(whole)}}

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from smollora.cures import NotOffered
-from smollora.cures.structured import structured_outputs
+from smollora.cures import CONSTRAINED, NotOffered
+from smollora.cures.structured import nothing_but, structured_outputs
 from smollora.endpoint import Endpoint, EndpointError, ServedGenerator
 from smollora.formats import ToolFormat
 from smollora.generate import Generator, local_generator
@@ -20,8 +20,6 @@ from smollora.generate.call_grammar import CallGrammar
 from smollora.merge import load_with_adapter
 from smollora.render import Renderer
 from smollora.types import EvalCase
-
-CONSTRAINED = ("grammar", "required")
 
 
 class Answering(Protocol):
@@ -76,23 +74,22 @@ class There:
         if cure in CONSTRAINED:
             required = cure == "required"
             keys = [structured_outputs(facts, fmt, c.tools, required=required) for c in cases]
-            self._try(next((case for case in cases if case.tools), None), renderer, fmt)
+            self._try(next((case for case in cases if case.tools), None), renderer)
         return ServedGenerator(
             self.endpoint, stop_ids=facts.stop_ids, opener_id=facts.open.id, more=keys
         )
 
-    def _try(self, case: EvalCase | None, renderer: Renderer, fmt: ToolFormat) -> None:
-        """One token of a required call, which nothing but the opening delimiter can be."""
-        if case is None:
+    def _try(self, case: EvalCase | None, renderer: Renderer) -> None:
+        """Asks for a closing delimiter and nothing else, which no model begins an answer with."""
+        wanted = renderer.facts.close.id
+        if case is None or wanted is None:
             return
-        facts = renderer.facts
         prompt = renderer.prompt_ids(case.messages, case.tools)
-        key = structured_outputs(facts, fmt, case.tools, required=True)
         try:
-            found = self.endpoint.complete(prompt, 1, **key)
+            found = self.endpoint.complete(prompt, 1, **nothing_but(wanted))
         except EndpointError as error:
             if error.kind not in ("refused", "server_error"):
                 raise
             raise NotOffered(f"the server takes no structural tag: {error.message}") from error
-        if found.token_ids != (facts.open.id,):
+        if found.token_ids is None or found.token_ids[:1] != (wanted,):
             raise NotOffered("the server passes structured outputs over")
