@@ -38,8 +38,8 @@ from smollora.endpoint import Endpoint, ServedGenerator
 from smollora.generate import local_generator
 from smollora.generate.prompt_tree import lay_out, order_for_sharing
 from smollora.generate.slot_run import chunk_of
-from smollora.models import load_model
-from smollora.probe.run import find_cases, open_renderer
+from smollora.models import load_model, open_renderer
+from smollora.probe.run import find_cases
 
 Ids = list[tuple[int, ...]]
 
@@ -97,7 +97,7 @@ def margin_where_they_part(
 
 def measure(arguments: argparse.Namespace) -> None:
     """Every way in turn."""
-    renderer, _ = open_renderer(arguments.model, None)
+    renderer = open_renderer(arguments.model, None)
     facts, tokenizer = renderer.facts, renderer.tokenizer
     cases, _ = find_cases("starter:probe", arguments.limit)
     prompts = [renderer.prompt_ids(case.messages, case.tools) for case in cases]

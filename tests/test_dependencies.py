@@ -25,13 +25,14 @@ LEVELS = {
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "train", "merge", "generate"), 4),
     **dict.fromkeys(("architecture", "launch", "likelihood", "endpoint"), 4),
-    **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat"), 5),
+    **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat", "cures"), 5),
     **dict.fromkeys(("chat.child", "chat.stream"), 4),
     "report": 6,
     **dict.fromkeys(("cli", "__main__", "stages", "pipeline", "plan", "inspection", "progress"), 7),
     "commands": 7,
     **dict.fromkeys(("template_repair", "template_view"), 7),
     **dict.fromkeys(("probe.run", "probe.target", "probe.folder", "probe.table"), 7),
+    **dict.fromkeys(("cures.plan", "cures.run", "cures.subject", "cures.table", "cures.ways"), 7),
     **dict.fromkeys(("evaluate.run", "evaluate.targets", "evaluate.export"), 7),  # load models
     **dict.fromkeys(("team_checks", "pytest_plugin", "draft", "environment"), 7),
 }

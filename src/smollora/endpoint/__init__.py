@@ -17,7 +17,7 @@ What of vLLM (0.32) is used, and what happens elsewhere:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
@@ -247,15 +247,18 @@ class ServedGenerator:
         opener_id: int | None = None,
         concurrency: int = 16,
         temperature: float | None = 0.0,
+        more: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Args: server and model; ids that end a turn besides the server's own; id of the opening
-        delimiter (None: no log-probability); requests at a time; 0 is greedy, None the server's.
+        delimiter (None: no log-probability); requests at a time; 0 is greedy, None the server's;
+        further keys of each prompt's request.
         """
         self.endpoint = endpoint
         self.stop_ids = tuple(stop_ids)
         self.opener_id = opener_id
         self.concurrency = concurrency
         self.temperature = temperature
+        self.more = more
         self.failures: dict[int, EndpointError] = {}
         """By place among the prompts, of the last `generate`."""
 
@@ -277,7 +280,7 @@ class ServedGenerator:
         pool = ThreadPoolExecutor(max_workers=self.concurrency)
         try:
             waiting = {
-                pool.submit(self._one, prompt, max_new_tokens): place
+                pool.submit(self._one, place, prompt, max_new_tokens): place
                 for place, prompt in enumerate(prompts)
             }
             for future in as_completed(waiting):
@@ -295,13 +298,14 @@ class ServedGenerator:
             pool.shutdown(wait=False, cancel_futures=True)
         return [results[place] for place in range(len(prompts))]
 
-    def _one(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+    def _one(self, place: int, prompt: Sequence[int], max_new_tokens: int) -> Generation:
         found = self.endpoint.complete(
             prompt,
             max_new_tokens,
             temperature=self.temperature,
             stop_token_ids=self.stop_ids,
             opener_id=self.opener_id,
+            **(self.more[place] if self.more else {}),
         )
         if found.token_ids is None:
             raise EndpointError(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from smollora.generate.call_grammar import Constraint
 from smollora.generate.slot_run import Row, SlotRun
 from smollora.generate.slots import can_use_slots
 from smollora.memory import keep_freed_memory
@@ -67,9 +68,11 @@ class LocalGenerator:
         batch_tokens: int = 16384,
         batch_rows: int = 48,
         sampling: Sampling | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """Args: model in eval mode; ids that end a turn; id of the opening delimiter (None: no
-        log-probability); padding id; bounds of a batch; how to draw (None: greedily).
+        log-probability); padding id; bounds of a batch; how to draw (None: greedily); what forbids
+        tokens (None: nothing).
         """
         self.model = model
         self.stop_ids = frozenset(stop_ids)
@@ -78,6 +81,7 @@ class LocalGenerator:
         self.batch_tokens = batch_tokens
         self.batch_rows = batch_rows
         self.sampling = sampling
+        self.constraint = constraint
         self._in_slots: bool | None = None
 
     @property
@@ -113,6 +117,8 @@ class LocalGenerator:
 
     def _choose(self, logits: Any, rows: Sequence[Row]) -> list[int]:
         """The next token of each row; logits [rows, vocabulary] float32."""
+        if self.constraint is not None:
+            logits = self.constraint.restrict(logits, rows)
         if self.sampling is None:
             return [int(token) for token in logits.argmax(dim=-1).tolist()]
         seed = self.sampling.seed
@@ -285,7 +291,12 @@ def _roomy_cache(config: Any, length: int) -> Any:
 
 
 def local_generator(
-    model: Any, facts: TokenFacts, batch_tokens: int, *, sampling: Sampling | None = None
+    model: Any,
+    facts: TokenFacts,
+    batch_tokens: int,
+    *,
+    sampling: Sampling | None = None,
+    constraint: Constraint | None = None,
 ) -> LocalGenerator:
     """A `LocalGenerator` that stops, pads and watches the opener as a tokenizer's facts say."""
     return LocalGenerator(
@@ -295,4 +306,5 @@ def local_generator(
         pad_id=facts.padding_id,
         batch_tokens=batch_tokens,
         sampling=sampling,
+        constraint=constraint,
     )
