@@ -79,7 +79,7 @@ def notebook_page(path: Path, name: str) -> tuple[str, dict[str, bytes]]:
     )
     where = f"This page is `notebooks/{path.name}`, with the outputs of its last execution.\n"
     head, rule, rest = text.lstrip().partition("\n\n")
-    text = f"{head}{rule}{where}\n{rest}"
+    text = f"---\nhide: [toc]\n---\n{head}{rule}{where}\n{rest}"  # code is wider than prose
     return text.replace("![png](", "![What the code above draws]("), resources["outputs"]
 
 
@@ -111,7 +111,9 @@ def adapt(page: str, markdown: str) -> str:
         return words if found is None else f"[{words}]({found}{sign}{anchor})"
 
     pieces = re.split(r"(^```.*?^```|`[^`\n]+`(?!\]))", markdown, flags=re.DOTALL | re.MULTILINE)
-    pieces[::2] = [re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", moved, piece) for piece in pieces[::2]]
+    pieces[::2] = [
+        re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", moved, piece) for piece in pieces[::2]
+    ]
     return "".join(pieces)
 
 

@@ -158,6 +158,14 @@ def test_links_that_leave_the_docs_are_turned_to_the_pages_of_the_site(hooks: Mo
     )
 
 
+def test_notebooks_are_linked_as_pages_and_pictures_stay_pictures(hooks: ModuleType) -> None:
+    assert hooks.adapt("chat.md", "[a](../notebooks/1_simple_chat.ipynb)") == (
+        "[a](notebook-1-simple-chat.md)"
+    )
+    assert hooks.adapt("notebook-3-chat-templates.md", "[why](../docs/why.md)") == "[why](why.md)"
+    assert hooks.adapt("why.md", "![drawn](somewhere.png)") == "![drawn](somewhere.png)"
+
+
 def test_pages_that_nobody_named_get_a_place(hooks: ModuleType) -> None:
     assert hooks.named([{"A": ["a.md", {"B": ["b.md"]}]}, "c.md"]) == ["a.md", "b.md", "c.md"]
 

@@ -12,6 +12,7 @@ the same cell twice costs nothing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,9 @@ def open_run(
         ConfigError: no such recipe or key, or a wrong value.
     """
     resolved = load_recipe(recipe, settings)
-    # not rich's own output for notebooks, which draws its bar with ipywidgets
-    console = Console(quiet=quiet, force_jupyter=False)
+    # In a notebook plain lines: rich's own output there wants ipywidgets, and its bar a terminal.
+    plain = False if "ipykernel" in sys.modules else None
+    console = Console(quiet=quiet, force_jupyter=plain, force_terminal=plain)
     return Run(resolved, Path(runs) / (name or resolved.name), console)
 
 
