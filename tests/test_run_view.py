@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -55,3 +57,11 @@ def test_what_is_not_there_is_said(run: Run) -> None:
     run_stage(run, "prepare")
     with pytest.raises(DataError, match="of kind call is not there: the run has"):
         show_row(run, "call", nth=500)
+
+
+def test_in_a_notebook_stages_say_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel's output passes for a terminal: bars drawn there were 400 kB."""
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = open_run().console
+    assert not console.is_terminal and not console.is_jupyter

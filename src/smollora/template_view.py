@@ -58,6 +58,8 @@ BACKGROUNDS = {
     "template": "#ecebe6",
 }
 DELIMITER = "background:#8a2b12;color:#ffffff"
+PANEL = "white-space:pre-wrap;background:#fbfaf6;padding:.6em .8em;font-size:.85em;line-height:1.6"
+"""Light in a dark notebook too: the colours of the owners are made for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class TemplateView:
                 style += ";font-weight:700;text-decoration:underline" if labelled else ""
                 shown = html.escape(token)
                 spans.append(f'<span style="{style}" title="{html.escape(title)}">{shown}</span>')
-            pieces.append(f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre>')
+            pieces.append(f'<pre style="{PANEL}">{"".join(spans)}</pre>')
         return "".join(pieces)
 
     def __repr__(self) -> str:
