@@ -39,7 +39,7 @@ EXPECTED = {
         "73,728 bytes a token",  # 36 layers x 2 x 4 heads x 128 numbers x 2 bytes
         "[3, 7, 11, 15, 19, 23, 27, 31, 35]",
         "layer 3: weights of the last token from 0.00391 to 0.00391",  # 1 / 256
-        "attention scaled by 1.069",  # 0.1 ln 2 + 1, equation 22 of the YaRN paper
+        "cos and sin times 1.069",  # 0.1 ln 2 + 1, as the YaRN paper recommends
         "256 + 1 = 256.0",
         "r +0 +0  apo_zero    1.000     up 0.250   down 0.250",
         "r +0 +0  apo_down    1.000  stays 0.000   down 0.250",
