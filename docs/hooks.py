@@ -1,8 +1,9 @@
 """What `mkdocs build` adds to the pages of this folder.
 
 In: mkdocs' events. Out: the recipe's keys from config.py, the commands from --help, pages that live
-elsewhere in the repository, and a place in the navigation for pages that mkdocs.yml does not name.
-Nothing of it is kept in the repository, so that it cannot fall behind the code.
+elsewhere in the repository (notebooks with the outputs that they are kept with), and a place in the
+navigation for pages that mkdocs.yml does not name. Nothing of it is kept in the repository, so that
+it cannot fall behind the code.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ OUTSIDE = {
     "starter-data.md": "src/smollora/data/starter/authored/FORMAT.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    **{
+        f"notebook-{path.stem.replace('_', '-')}.md": f"notebooks/{path.name}"
+        for path in sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+    },
 }
 """Pages of the site and the files of the repository that they show."""
 ELSEWHERE = {"README.md": "index.md", **{source: page for page, source in OUTSIDE.items()}}
@@ -55,9 +60,27 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     root = Path(config.config_file_path).parent
     for page, source in OUTSIDE.items():
-        text = (root / source).read_text(encoding="utf-8")
+        if source.endswith(".ipynb"):
+            text, pictures = notebook_page(root / source, page.removesuffix(".md"))
+        else:
+            text, pictures = (root / source).read_text(encoding="utf-8"), {}
         files.append(File.generated(config, page, content=text))
+        for name, content in pictures.items():
+            files.append(File.generated(config, name, content=content))
     return files
+
+
+def notebook_page(path: Path, name: str) -> tuple[str, dict[str, bytes]]:
+    """(Markdown, pictures by file name) of a notebook as it is kept; nothing is executed."""
+    from nbconvert import MarkdownExporter
+
+    text, resources = MarkdownExporter().from_filename(
+        str(path), resources={"unique_key": name, "output_files_dir": ""}
+    )
+    where = f"This page is `notebooks/{path.name}`, with the outputs of its last execution.\n"
+    head, rule, rest = text.lstrip().partition("\n\n")
+    text = f"---\nhide: [toc]\n---\n{head}{rule}{where}\n{rest}"  # code is wider than prose
+    return text.replace("![png](", "![What the code above draws]("), resources["outputs"]
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -88,7 +111,9 @@ def adapt(page: str, markdown: str) -> str:
         return words if found is None else f"[{words}]({found}{sign}{anchor})"
 
     pieces = re.split(r"(^```.*?^```|`[^`\n]+`(?!\]))", markdown, flags=re.DOTALL | re.MULTILINE)
-    pieces[::2] = [re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", moved, piece) for piece in pieces[::2]]
+    pieces[::2] = [
+        re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", moved, piece) for piece in pieces[::2]
+    ]
     return "".join(pieces)
 
 

@@ -316,7 +316,7 @@ def test_weights_that_are_no_weights_are_refused(
 
 def test_a_model_without_a_tokenizer_is_refused(go: Go, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", without=["tokenizer*", "special_tokens_map.json"])
-    one_message(with_model(go, folder), 2, "no usable tokenizer", "tokenizer.json")
+    one_message(with_model(go, folder), 2, "holds no tokenizer.json", "copy tokenizer.json")
 
 
 def test_a_model_without_a_config_is_refused(go: Go, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shlex
 from functools import cache
@@ -175,6 +176,15 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in heads}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_links_and_commands_of_a_notebook_are_there(path: Path) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    for target in re.findall(r"\]\(([^)\s#]+)", text):
+        assert target.startswith("https://") or (path.parent / target).is_file(), target
+    assert set(re.findall(r"`smollora (?!import\b)([a-z]\w*)", text)) <= VERBS
 
 
 def test_every_path_in_the_contributing_guide_is_there() -> None:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from string import Template
 from types import ModuleType
 
 import pytest
 import yaml
+from typer.main import get_command
 
-from smollora.config import Recipe, load_recipe
+from smollora.cli import app
+from smollora.commands.probing import read_gate
+from smollora.config import Recipe, load_recipe, names_a_recipe
 from smollora.formats import FORMATS
 from smollora.recipe_keys import recipe_keys
 from smollora.team_checks import MODEL_CHECKS, ROW_CHECKS
@@ -72,10 +77,23 @@ def closed_up(text: str) -> str:
 def test_every_page_of_docs_is_in_the_site_and_in_its_navigation(site: Path) -> None:
     pages = {path.stem for path in DOCS.glob("*.md")}
     pages |= {"starter-data", "contributing", "changelog"}
+    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    pages |= {f"notebook-{name.replace('_', '-')}" for name in notebooks}
     index = (site / "index.html").read_text(encoding="utf-8")
     for name in pages - {"index"}:
         assert (site / f"{name}.html").is_file()
         assert f'href="{name}.html"' in index, f"{name} is not in the navigation"
+
+
+def test_a_notebook_shows_its_code_its_outputs_and_its_pictures(site: Path) -> None:
+    said = closed_up(text_of(site / "notebook-5-model-card-words.html"))
+    assert "SmolLM3RotaryEmbedding" in said and "256 + 1 = 256.0" in said
+    page = (site / "notebook-5-model-card-words.html").read_text(encoding="utf-8")
+    pictures = re.findall(r'<img alt="What the code above draws" src="([^"]+)"', page)
+    assert len(pictures) == 7
+    assert all((site / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    taught = (site / "notebook-4-teach-tool-calls.html").read_text(encoding="utf-8")
+    assert re.search(r"<span[^>]*#8a2b12[^>]*labelled, delimiter[^>]*>&lt;tool_call&gt;", taught)
 
 
 def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
@@ -140,6 +158,14 @@ def test_links_that_leave_the_docs_are_turned_to_the_pages_of_the_site(hooks: Mo
     )
 
 
+def test_notebooks_are_linked_as_pages_and_pictures_stay_pictures(hooks: ModuleType) -> None:
+    assert hooks.adapt("chat.md", "[a](../notebooks/1_simple_chat.ipynb)") == (
+        "[a](notebook-1-simple-chat.md)"
+    )
+    assert hooks.adapt("notebook-3-chat-templates.md", "[why](../docs/why.md)") == "[why](why.md)"
+    assert hooks.adapt("why.md", "![drawn](somewhere.png)") == "![drawn](somewhere.png)"
+
+
 def test_pages_that_nobody_named_get_a_place(hooks: ModuleType) -> None:
     assert hooks.named([{"A": ["a.md", {"B": ["b.md"]}]}, "c.md"]) == ["a.md", "b.md", "c.md"]
 
@@ -190,15 +216,42 @@ def test_checks_and_reasons_that_pages_name_are_there() -> None:
         assert named - known - others == set(), page
 
 
-def test_the_workflow_is_yaml_and_its_commands_exist() -> None:
+def workflow_commands() -> list[list[str]]:
+    """The commands of the workflow as a shell splits them, variables as they stand in `env`."""
+    workflow = yaml.safe_load((DOCS / "github-action.yml").read_text(encoding="utf-8"))
+    runs = [
+        step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step
+    ]
+    lines = [line for run in runs for line in run.splitlines()]
+    known = {name: str(value) for name, value in workflow["env"].items()}
+    used = {name for line in lines for name in re.findall(r"\$(\w+)", line)}
+    assert used == set(known)
+    return [shlex.split(Template(line).substitute(known)) for line in lines]
+
+
+def test_the_commands_of_the_workflow_parse() -> None:
+    """As the command line parses them, positions and types of values included."""
+    root = get_command(app)
+    asked = [words for words in workflow_commands() if words[0] == "smollora"]
+    assert {verb for _, verb, *_ in asked} == {"inspect", "check", "doctor", "probe"}
+    for _, verb, *words in asked:
+        with root.commands[verb].make_context(verb, list(words)):  # type: ignore[attr-defined]
+            pass
+    with pytest.raises(Exception, match="No such option"):  # that a wrong one would be found
+        root.commands["probe"].make_context("probe", ["m", "--gates", "x"])  # type: ignore[attr-defined]
+
+
+def test_the_workflow_gates_a_model_by_the_probe() -> None:
+    (probe,) = [words for words in workflow_commands() if words[:2] == ["smollora", "probe"]]
+    gate = read_gate([probe[at + 1] for at, word in enumerate(probe) if word == "--gate"])
+    assert gate is not None and set(gate) <= set(Recipe().probe.gate)
+    assert {"emission", "false_call_no_tools"} <= set(gate)
+    assert not names_a_recipe(probe[2]), "a recipe has a gate of its own and takes no --gate"
+
+
+def test_the_actions_of_the_workflow_have_a_version() -> None:
     workflow = yaml.safe_load((DOCS / "github-action.yml").read_text(encoding="utf-8"))
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    runs = [step["run"] for step in steps if "run" in step]
-    asked = [line.split() for line in runs if line.startswith("smollora ")]
-    assert "probe" in {words[1] for words in asked}
-    for words in asked:
-        options = set(re.findall(r"--[a-z-]+", smollora(words[1], "--help").out))
-        assert {word for word in words[2:] if word.startswith("--")} <= options
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", s["uses"]) for s in steps if "uses" in s)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from smollm3_tokenizer import smollm3_tokenizer
 from smollora.errors import ModelError
+from smollora.models import load_tokenizer, read_tokenizer
 from smollora.tokenizer_file import load_tokenizer_files
 from tiny_models import tiny_tokenizer
 
@@ -114,3 +116,33 @@ def test_a_broken_file_is_named(name: str, content: bytes, tmp_path: Path) -> No
 def test_a_folder_without_a_tokenizer_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
         load_tokenizer_files(tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, read_tokenizer, load_tokenizer_files])
+def test_a_folder_without_a_tokenizer_is_said_to_lack_one(
+    load: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """transformers makes a tokenizer of no words out of the settings alone, and elsewhere begins a
+    list of what it cannot instantiate.
+    """
+    settings = {"tokenizer_class": "GPT2Tokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"holds no tokenizer\.json: nothing there") as raised:
+        load(tmp_path)
+    assert "copy tokenizer.json" in raised.value.hint
+
+
+def test_a_folder_with_another_kind_of_tokenizer_says_which(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x00")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    for load in (load_tokenizer, load_tokenizer_files):
+        with pytest.raises(ModelError, match=r"only tokenizer\.model") as raised:
+            load(tmp_path)
+        assert "save_pretrained" in raised.value.hint
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_quoted_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match="cannot be loaded: ") as raised:
+        load_tokenizer(tmp_path)
+    assert "\n" not in raised.value.message

@@ -467,6 +467,33 @@ class Recipe(Section):
     probe: ProbeSection = ProbeSection()
 
 
+class ChatSettings(Section):
+    """How a model is asked to answer in a chat. No part of a recipe: a conversation has settings of
+    its own, which `/set` changes.
+    """
+
+    max_new_tokens: int = Field(default=512, ge=1, description="longest answer, in tokens")
+    do_sample: bool = Field(
+        default=False, description="draw tokens at random; false: the likeliest"
+    )
+    temperature: float = Field(
+        default=0.6, gt=0, le=10, description="flatter (more) or sharper (less)"
+    )
+    top_p: float = Field(
+        default=0.95, gt=0, le=1, description="the likeliest tokens of this much mass"
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, le=10, description="above 1: less repetition"
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="the same draw again; none: not"
+    )
+    tool_seconds: float = Field(default=30.0, gt=0, le=3600, description="how long a tool may run")
+    tool_bytes: int = Field(
+        default=20_000, ge=64, le=10_000_000, description="longest result of a tool"
+    )
+
+
 def shipped_recipes() -> tuple[str, ...]:
     """Names of the recipes that come with smollora."""
     folder = resources.files("smollora") / "recipes"

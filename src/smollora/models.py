@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from smollora.architecture import ties_embeddings as ties_embeddings
 from smollora.errors import ModelError
 from smollora.render import Renderer
 from smollora.templates.audit import choose_format, choose_template
-from smollora.tokenizer_file import load_tokenizer_files
+from smollora.tokenizer_file import load_tokenizer_files, vocabularies, without_tokenizer
 from smollora.tokens import read_token_facts
 
 KNOWN_WHEELS = {
@@ -227,14 +228,19 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: none there, or only a slow one.
     """
+    if not vocabularies(folder) and not trust_remote_code:  # whose code may read anything
+        raise without_tokenizer(folder)
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ...
+        if not (folder / "tokenizer.json").is_file():
+            raise without_tokenizer(folder) from error
+        said = " ".join(str(error).split())
         raise ModelError(
-            f"{folder} holds no usable tokenizer: {str(error).splitlines()[0][:200]}",
-            "the folder needs tokenizer.json and tokenizer_config.json",
+            f"the tokenizer in {folder} cannot be loaded: {textwrap.shorten(said, 300)}",
+            "fetch tokenizer.json and tokenizer_config.json again",
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(

@@ -57,6 +57,9 @@ BACKGROUNDS = {
     "tool": "#faecd0",
     "template": "#ecebe6",
 }
+DELIMITER = "background:#8a2b12;color:#ffffff"
+PANEL = "white-space:pre-wrap;background:#fbfaf6;padding:.6em .8em;font-size:.85em;line-height:1.6"
+"""Light in a dark notebook too: the colours of the owners are made for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ class TokenRow:
     """True where the model would have to produce the token in training."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TemplateView:
     """A conversation as a model gets it."""
 
@@ -85,13 +88,17 @@ class TemplateView:
     """Of the messages, by index."""
     notes: tuple[str, ...]
     """What a reader should know: a frozen date, why nothing is labelled, rewritten history."""
+    delimiters: tuple[int, ...] = ()
+    """Ids that open and close a call; empty where they are no single tokens."""
 
     def role_of(self, owner: int) -> str:
         """ "assistant", or "template" for its own tokens."""
         return self.roles[owner] if 0 <= owner < len(self.roles) else "template"
 
     def _repr_html_(self) -> str:
-        """For notebooks: tokens coloured by owner, labelled ones bold and underlined."""
+        """For notebooks: tokens coloured by owner, labelled ones bold and underlined, delimiters of
+        calls light on dark.
+        """
         pieces = [f"<p>{html.escape(note)}</p>" for note in self.notes]
         for row in self.rows:
             spans = []
@@ -99,14 +106,16 @@ class TemplateView:
             for token_id, token, owner, labelled in columns:
                 role = self.role_of(owner)
                 style = f"background:{BACKGROUNDS.get(role, '#ecebe6')};color:#1f1f1c"
-                style += ";font-weight:700;text-decoration:underline" if labelled else ""
                 title = f"id {token_id}, {role}{', labelled' if labelled else ''}"
+                if token_id in self.delimiters:
+                    style, title = DELIMITER, f"{title}, delimiter"
+                style += ";font-weight:700;text-decoration:underline" if labelled else ""
                 shown = html.escape(token)
                 spans.append(f'<span style="{style}" title="{html.escape(title)}">{shown}</span>')
-            pieces.append(f'<pre style="white-space:pre-wrap">{"".join(spans)}</pre>')
+            pieces.append(f'<pre style="{PANEL}">{"".join(spans)}</pre>')
         return "".join(pieces)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.text
 
 
@@ -169,7 +178,7 @@ def show_template(
         owners = _owners(render, tokenizer, text, given)
         rows = (_row(tokenizer, ids, owners, (False,) * len(ids)),)
     roles = tuple(str(message.get("role")) for message in given)
-    return TemplateView(text, ids, rows, roles, tuple(notes))
+    return TemplateView(text, ids, rows, roles, tuple(notes), facts.ids)
 
 
 def _date_note(

@@ -22,6 +22,11 @@ from smollora.errors import ModelError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece*.model"),
+    *("vocab.json", "vocab.txt", "*.tiktoken", "tekken.json"),
+)
+"""Any of them holds a vocabulary; transformers makes an empty tokenizer where there is none."""
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
@@ -109,10 +114,7 @@ def load_tokenizer_files(folder: Path) -> FileTokenizer:
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ModelError(
-            f"{folder} holds no tokenizer.json",
-            "the folder needs tokenizer.json and tokenizer_config.json",
-        )
+        raise without_tokenizer(folder)
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
@@ -132,6 +134,26 @@ def load_tokenizer_files(folder: Path) -> FileTokenizer:
             flags = {name: entry[name] for name in fields if name in entry}
             backend.add_tokens([AddedToken(entry["content"], **flags)])
     return FileTokenizer(backend, settings, read_chat_template(folder, settings))
+
+
+def vocabularies(folder: Path) -> list[str]:
+    """Names of the files there that hold a vocabulary, in whatever form."""
+    return sorted({path.name for name in TOKENIZER_FILES for path in folder.glob(name)})
+
+
+def without_tokenizer(folder: Path) -> ModelError:
+    """What to say of a folder that lacks tokenizer.json."""
+    others = vocabularies(folder)
+    if others:
+        return ModelError(
+            f"{folder} holds no tokenizer.json, only {', '.join(others)}",
+            "write one where the tokenizer's own library is installed: AutoTokenizer"
+            ".from_pretrained(FOLDER).save_pretrained(FOLDER)",
+        )
+    return ModelError(
+        f"{folder} holds no tokenizer.json: nothing there says how text becomes token ids",
+        "copy tokenizer.json and tokenizer_config.json into it from the model it was made of",
+    )
 
 
 def read_chat_template(folder: Path, settings: Mapping[str, Any]) -> str | dict[str, str] | None:

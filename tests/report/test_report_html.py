@@ -436,3 +436,15 @@ def test_the_same_files_make_the_same_page(new_run: NewRun) -> None:
     run = new_run()
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
+
+
+def test_facts_of_the_architecture_have_names_and_units(finished_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    path = tmp_path / "run" / "inspect" / "summary.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["architecture"] = {"gqa_ratio": 3, "lora_memory_bytes_bf16": 1_420_928_128, "layers": 30}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    page = render_html(collect(tmp_path / "run"))
+    facts = dict(re.findall(r"<div><dt>([^<]+)</dt><dd>([^<]+)", page))
+    assert facts["GQA ratio"] == "3" and facts["Layers"] == "30"
+    assert facts["LoRA memory, bf16"] == "1.4 GB"

@@ -7,6 +7,7 @@ without torch, so that what is wrong with them is said at once.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -246,6 +247,8 @@ class OpenedModel:
 
     def _load(self, warm_up: Session | None) -> None:
         assert self._loaded is not None
+        collects = gc.isenabled()
+        gc.disable()  # looking for garbage took an eighth of importing torch and transformers
         try:
             stream = open_stream(self.folder)
             if warm_up is not None:
@@ -254,6 +257,9 @@ class OpenedModel:
             self._loaded.set_exception(error)
         else:
             self._loaded.set_result(stream)
+        finally:
+            if collects:
+                gc.enable()
 
     def stream(self) -> TokenStream:
         """The weights; waits for them.

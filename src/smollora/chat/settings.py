@@ -10,39 +10,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from smollora.config import ChatSettings
 from smollora.errors import ConfigError
 
 SAMPLING = ("temperature", "top_p", "seed")
 """Settings that do nothing while `do_sample` is false."""
-
-
-class Settings(BaseModel):
-    """Settings of a conversation; frozen, `changed` makes another."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_new_tokens: int = Field(default=512, ge=1, description="longest answer, in tokens")
-    do_sample: bool = Field(
-        default=False, description="draw tokens at random; false: the likeliest"
-    )
-    temperature: float = Field(
-        default=0.6, gt=0, le=10, description="flatter (more) or sharper (less)"
-    )
-    top_p: float = Field(
-        default=0.95, gt=0, le=1, description="the likeliest tokens of this much mass"
-    )
-    repetition_penalty: float = Field(
-        default=1.0, gt=0, le=10, description="above 1: less repetition"
-    )
-    seed: int | None = Field(
-        default=None, ge=0, lt=2**63, description="the same draw again; none: not"
-    )
-    tool_seconds: float = Field(default=30.0, gt=0, le=3600, description="how long a tool may run")
-    tool_bytes: int = Field(
-        default=20_000, ge=64, le=10_000_000, description="longest result of a tool"
-    )
+Settings = ChatSettings
+"""Settings of a conversation; frozen, `changed` makes another."""
 
 
 def changed(settings: Settings, key: str, value: str) -> Settings:

@@ -69,7 +69,8 @@ def load_page(name: str) -> Template:
     )
     for function in (
         *(show.number, show.percent, show.threshold, show.of, show.duration, show.memory),
-        *(show.yes_no, show.call, show.pretty, show.clip, show.rate_name, show.rate_note),
+        *(show.yes_no, show.call, show.pretty, show.clip, show.field_name),
+        *(show.rate_name, show.rate_note),
     ):
         environment.filters[function.__name__] = function
     environment.filters["csp_hash"] = lambda text: _csp_hash(str(text))

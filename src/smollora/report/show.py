@@ -33,6 +33,8 @@ MODEL_NOTES = {
     "merged": "adapter merged in",
     "served": "merged, from the server",
 }
+FIELD_NAMES = {"gqa_ratio": "GQA ratio", "lora_memory_bytes_bf16": "LoRA memory, bf16"}
+"""Where the field's own words would not do."""
 RATE_NOTES = {
     "emission": ("Opens a call", "of prompts that need a tool"),
     "opens_first": ("Opens at once", "the opening token is the first token"),
@@ -166,6 +168,11 @@ def call(expected: Mapping[str, Any]) -> str:
 def pretty(value: Any) -> str:
     """A JSON value over several lines."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def field_name(field: str) -> str:
+    """What a field of a summary is called on the page."""
+    return FIELD_NAMES.get(field) or field.replace("_", " ").capitalize()
 
 
 def rate_name(rate: str) -> str:
