@@ -18,6 +18,7 @@ from smollora.columns import TEMPLATE, TokenColumns
 from smollora.errors import TemplateError
 from smollora.templates.engine import BoundTemplate, ChatTemplate
 from smollora.templates.given import as_openai, plain_message
+from smollora.templates.offer import OfferedTools
 from smollora.templates.owners import Refusal, Turns, with_content
 from smollora.templates.turns import RenderedText, lay_out, stop_between
 from smollora.tokens import TokenFacts
@@ -52,6 +53,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.facts = facts
         self._columns = TokenColumns(tokenizer.backend_tokenizer)
+        self._tools = OfferedTools()
         self._date = date
         self._variables = {
             "bos_token": facts.bos_text,
@@ -87,9 +89,7 @@ class Renderer:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _bind(self, tools: Sequence[ToolSpec] = ()) -> BoundTemplate:
-        return self.template.bind(
-            [tool.as_openai() for tool in tools] or None, date=self._date, **self._variables
-        )
+        return self.template.bind(self._tools.offer(tools), date=self._date, **self._variables)
 
     def _given(self, messages: Sequence[Message]) -> Turns:
         turns = [plain_message(turn) for turn in as_openai(messages)]
