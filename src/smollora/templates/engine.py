@@ -21,8 +21,8 @@ from typing import Any
 
 from smollora.errors import TemplateError
 from smollora.templates.given import plain, plain_message
-from smollora.templates.offer import Offer
 from smollora.templates.growth import MAX_CHARACTERS, check_length
+from smollora.templates.offer import Offer
 from smollora.templates.sandbox import Program, compile_template, explain, run
 
 DEFAULT_DATE = "2025-07-08"
