@@ -23,9 +23,10 @@ LONG = 100
 """Characters of a line that is remembered."""
 MOST = 1_000
 """Characters of several short lines that are remembered."""
-REMEMBERED = 8_000_000
-"""Characters that are remembered before the older half is forgotten: some 30 MB with their ids."""
-
+REMEMBERED = 32_000_000
+"""Bytes, about, that remembered lines take before the older half is forgotten."""
+ENTRY = 200
+"""Bytes of a remembered line beside its letters and ids."""
 WORDS = 100_000
 """Words that are remembered before all are forgotten: some 20 MB."""
 WORD = 48
@@ -163,7 +164,9 @@ class PieceEncoder:
 
     def _remember(self, piece: str, ids: tuple[int, ...]) -> None:
         self._young[piece] = ids
-        self._size += len(piece)
+        # the ids of words are shared, those of other pieces are objects of their own
+        letter, token = (1, 8) if piece.isascii() else (4, 40)
+        self._size += ENTRY + letter * len(piece) + token * len(ids)
         if self._size > REMEMBERED // 2:
             self._old, self._young, self._size = self._young, {}, 0
 
