@@ -134,7 +134,7 @@ def _import_once() -> None:
     """Workers are forked from a process that has imported what they need, instead of importing it
     each; that process has no threads, so that a fork is safe.
     """
-    import multiprocess
+    import multiprocess  # type: ignore[import-untyped]
 
     multiprocess.get_context("forkserver").set_forkserver_preload(list(WORKERS_NEED))
 
