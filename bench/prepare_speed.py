@@ -3,8 +3,9 @@
 usage: python bench/prepare_speed.py ROWS.jsonl TOKENIZER_FOLDER [--rows 10000] [--rounds 3]
        python bench/prepare_speed.py ROWS.jsonl TOKENIZER_FOLDER --memory 200000
 
-ROWS.jsonl: records in any form that smollora reads. Rows are repeated until there are --rows of
-them. Every way gets the same conversations with the same template and tokenizer:
+ROWS.jsonl: records in any form that smollora reads. Rows that convert are repeated until there are
+--rows of them, under other tool names each time, for equal tools are tokenised once. Every way gets
+the same conversations with the same template and tokenizer:
 
   smollora    `prepare` as a run does it: JSON decoded, checked, rendered, labelled, written as
               Parquet shards; in one process (in_process) and on --workers processes (local)
@@ -65,13 +66,33 @@ text of the shipped template. It is given to TRL's way alone, which needs the ma
 
 
 def repeated(path: Path, rows: int, folder: Path) -> Path:
-    """The rows of a file again and again until there are `rows` of them."""
-    lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    """The usable rows of a file again and again until there are `rows` of them; from the second
+    time on the tools have other names and the user says something else, so that what is remembered
+    of a row helps a repetition no more than it helps other rows.
+    """
+    talks = conversations_of(path)
     target = folder / f"rows-{rows}.jsonl"
-    with target.open("wb") as stream:
+    with target.open("w", encoding="utf-8") as stream:
         for index in range(rows):
-            stream.write(lines[index % len(lines)] + b"\n")
+            again, place = divmod(index, len(talks))
+            stream.write(json.dumps(renamed(talks[place], again)) + "\n")
     return target
+
+
+def renamed(talk: Conversation, again: int) -> dict[str, Any]:
+    """A conversation as a record in OpenAI form, marked as the repetition that it is."""
+    mark = f"_{again}" if again else ""
+    messages = as_openai(talk.messages)
+    tools = [tool.as_openai() for tool in talk.tools]
+    called = [call for message in messages for call in message.get("tool_calls", ())]
+    for named in (*tools, *called):
+        named["function"]["name"] += mark
+    for message in messages:
+        if message["role"] == "user":
+            message["content"] += mark
+        if message["role"] == "tool" and "name" in message:
+            message["name"] += mark
+    return {"id": f"{talk.id}{mark}", "messages": messages, "tools": tools}
 
 
 def section_of(path: Path, engine: str = "in_process", workers: int = 1) -> PrepareSection:

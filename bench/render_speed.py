@@ -6,7 +6,8 @@ usage: python bench/render_speed.py [ROWS.jsonl] [--tokenizer DIR] [--pair NAME]
 ROWS.jsonl holds one conversation a line, in any form that `prepare` reads; without it the rows are
 the starter data. In turn, round after round, in one process:
 
-- ours: `Renderer.rows` on a model's own template, as `prepare` calls it;
+- ours: `Renderer.rows` on a model's own template, as `prepare` calls it, by a renderer that has
+  seen none of the rows before;
 - mask: transformers' `apply_chat_template(return_assistant_tokens_mask=True)`, row by row, on trl's
   copy of the template, in which `{% generation %}` is set by hand;
 - bare: `tokenizers` encoding the same texts in one batch, without rendering or labels.
@@ -25,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from smollora.data.starter import build_rows
 from smollora.formats.hermes import HERMES
 from smollora.render import Renderer, as_openai
 from smollora.tokens import read_token_facts
-from smollora.types import Conversation, Reject, Rendered
+from smollora.types import Conversation, Message, Reject, Rendered
 from trl_pairs import Pair, pairs
 
 
@@ -106,7 +108,17 @@ def main() -> None:
     pair = next((pair for pair in pairs() if pair.name == arguments.pair), None)
     if pair is None:
         parser.error(f"no pair {arguments.pair}; there are {', '.join(p.name for p in pairs())}")
-    renderer = Renderer(pair.stock, tokenizer, read_token_facts(tokenizer, HERMES, pair.stock))
+    facts = read_token_facts(tokenizer, HERMES, pair.stock)
+
+    def fresh() -> Renderer:
+        """A renderer that remembers none of the rows."""
+        made = Renderer(pair.stock, tokenizer, facts)
+        made.row(
+            Conversation("warm-up", "bench", (Message("user", "?"), Message("assistant", ".")))
+        )
+        return made
+
+    renderer = fresh()
     rows = list(islice(conversations(arguments.rows), arguments.limit))
     texts = [
         text.text
@@ -115,10 +127,10 @@ def main() -> None:
         for text in made
     ]
     backend = tokenizer.backend_tokenizer
-    ways: dict[str, Callable[[], Any]] = {
-        "ours": lambda: list(renderer.rows(rows)),
-        "mask": lambda: [with_mask(tokenizer, pair, row) for row in rows],
-        "bare": lambda: backend.encode_batch(texts, add_special_tokens=False),
+    ways: dict[str, Callable[[Renderer], Any]] = {
+        "ours": lambda renderer: list(renderer.rows(rows)),
+        "mask": lambda _: [with_mask(tokenizer, pair, row) for row in rows],
+        "bare": lambda _: backend.encode_batch(texts, add_special_tokens=False),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -126,7 +138,7 @@ def main() -> None:
     backend.encode_batch(texts[:64], add_special_tokens=False)
     for _ in range(arguments.rounds):
         for name, work in ways.items():
-            wall, processor, made[name] = timed(work)
+            wall, processor, made[name] = timed(partial(work, fresh()))
             rates[name].append(round(len(rows) / wall, 1))
             times[name].append(round(1000 * processor / len(rows), 3))
     median = {name: statistics.median(found) for name, found in rates.items()}

@@ -21,7 +21,8 @@ ROOT = Path(smollora.__file__).parent
 LEVELS = {
     **dict.fromkeys(("errors", "types"), 0),
     **dict.fromkeys(("formats", "config", "recipe_keys", "draft.text", "runs"), 1),
-    **dict.fromkeys(("tokens", "tokenizer_file", "templates", "columns", "render", "verify"), 2),
+    **dict.fromkeys(("tokens", "tokenizer_file", "templates", "render", "verify"), 2),
+    **dict.fromkeys(("columns", "pieces"), 2),
     "data": 3,
     **dict.fromkeys(("models", "attention", "memory", "train", "merge", "generate"), 4),
     **dict.fromkeys(("architecture", "launch", "likelihood", "endpoint"), 4),

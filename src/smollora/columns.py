@@ -4,17 +4,19 @@ In: texts with spans of characters, a fast tokenizer. Out: `Rendered` rows, or a
 token stands on both sides of the border between prompt and answer: no server would send such a
 prompt. The surprise: asking a tokenizer for offsets costs a fifth of its time. In a byte-level
 vocabulary each token has a length of its own, and the sum of the lengths says where it starts; the
-offsets are asked for only where that sum is not the length of the text.
+offsets are asked for only where that sum is not the length of the text. Texts come in pieces
+(`pieces`), and only those are measured in which something begins or ends.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from smollora.pieces import Encoded, Piece, PieceEncoder
 from smollora.templates.owners import Refusal
 from smollora.templates.turns import RenderedText
 from smollora.types import Rendered
@@ -29,6 +31,7 @@ class TokenColumns:
     def __init__(self, backend: Any) -> None:
         """Args: a `tokenizers.Tokenizer`."""
         self.backend = backend
+        self._encoder = PieceEncoder(backend)
 
     @cached_property
     def lengths(self) -> list[int] | None:
@@ -52,15 +55,11 @@ class TokenColumns:
     def _normalizes(self) -> bool:
         return self.backend.normalizer is not None
 
-    def encode(self, texts: Sequence[str]) -> list[Any]:
-        """Encodings of the texts, without offsets where they can be done without."""
-        encode = (
-            self.backend.encode_batch if self.lengths is None else self.backend.encode_batch_fast
-        )
-        encodings: list[Any] = encode(list(texts), add_special_tokens=False)
-        return encodings
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """The tokens of the texts."""
+        return self._encoder.encode(texts)
 
-    def columns(self, name: str, item: RenderedText, encoding: Any) -> Rendered | Refusal:
+    def columns(self, name: str, item: RenderedText, encoding: Encoded) -> Rendered | Refusal:
         """The columns of one text.
 
         Args:
@@ -68,8 +67,9 @@ class TokenColumns:
             item: the text and its spans.
             encoding: what `encode` made of the text.
         """
-        ids: list[int] = encoding.ids
-        first = self._by_length(item.text, ids) or self._by_offset(item.text)
+        ids = encoding.ids
+        borders = {place for span in item.spans for place in (span.start, span.end)}
+        first = self._by_length(encoding, borders) or self._by_offset(item.text)
         owner: list[int] = []
         trained: list[bool] = []
         for span in item.spans:
@@ -78,7 +78,7 @@ class TokenColumns:
                 # offsets may leave out space; the prompt's own tokens settle it
                 prompt = self._full(item.text[: span.start]).ids
                 start = len(prompt)
-                if ids[:start] != prompt:
+                if list(ids[:start]) != prompt:
                     before = item.text[: span.start][-20:]
                     after = item.text[span.start : span.end][:20]
                     return Refusal(
@@ -94,26 +94,46 @@ class TokenColumns:
         rest = len(ids) - len(owner)
         owner += [TEMPLATE] * rest
         trained += [False] * rest
-        return Rendered(name, tuple(ids), tuple(owner), tuple(trained))
+        return Rendered(name, ids, tuple(owner), tuple(trained))
 
     def _full(self, text: str) -> Any:
         return self.backend.encode(text, add_special_tokens=False)
 
-    def _by_length(self, text: str, ids: Sequence[int]) -> Callable[[int], tuple[int, bool]] | None:
-        """The first token that starts at a character or after it, and whether exactly there."""
-        plain = text.isascii()
+    def _by_length(
+        self, encoding: Encoded, borders: Iterable[int]
+    ) -> Callable[[int], tuple[int, bool]] | None:
+        """The first token that starts at a character or after it, and whether exactly there; None
+        if lengths do not say.
+        """
+        if self.lengths is None:
+            return None
+        pieces = encoding.pieces
+        firsts = [piece.start for piece in pieces]
+        starts: dict[int, list[int]] = {}
+        found: dict[int, tuple[int, bool]] = {}
+        for position in borders:
+            place = bisect_right(firsts, position) - 1
+            piece = pieces[place]
+            inside = position - piece.start
+            if place not in starts:
+                if (measured := self._starts(piece)) is None:
+                    return None
+                starts[place] = measured
+            at = inside if piece.text.isascii() else len(piece.text[:inside].encode())
+            token = bisect_left(starts[place], at)
+            exact = token < len(piece.ids) and starts[place][token] == at
+            found[position] = piece.token + token, exact
+        return found.__getitem__
+
+    def _starts(self, piece: Piece) -> list[int] | None:
+        """Where each token of a piece begins, in bytes, and where the last one ends; None if the
+        lengths of the tokens are not the length of the text (one takes in the space around it).
+        """
+        plain = piece.text.isascii()
         if self.lengths is None or (self._normalizes and not plain):
             return None
-        starts = list(accumulate(map(self.lengths.__getitem__, ids), initial=0))
-        if starts[-1] != (len(text) if plain else len(text.encode())):
-            return None  # a token that takes in the space around it, say
-
-        def first(position: int) -> tuple[int, bool]:
-            at = position if plain else len(text[:position].encode())
-            token = bisect_left(starts, at)
-            return token, token < len(ids) and starts[token] == at
-
-        return first
+        starts = list(accumulate(map(self.lengths.__getitem__, piece.ids), initial=0))
+        return starts if starts[-1] == len(piece.text if plain else piece.text.encode()) else None
 
     def _by_offset(self, text: str) -> Callable[[int], tuple[int, bool]]:
         """The same, from offsets."""

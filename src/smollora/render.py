@@ -8,6 +8,7 @@ template; `columns` makes tokens of it.
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +17,10 @@ from typing import Any
 
 from smollora.columns import TEMPLATE, TokenColumns
 from smollora.errors import TemplateError
+from smollora.pieces import Encoded
 from smollora.templates.engine import BoundTemplate, ChatTemplate
 from smollora.templates.given import as_openai, plain_message
+from smollora.templates.offer import OfferedTools
 from smollora.templates.owners import Refusal, Turns, with_content
 from smollora.templates.turns import RenderedText, lay_out, stop_between
 from smollora.tokens import TokenFacts
@@ -52,6 +55,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.facts = facts
         self._columns = TokenColumns(tokenizer.backend_tokenizer)
+        self._tools = OfferedTools()
         self._date = date
         self._variables = {
             "bos_token": facts.bos_text,
@@ -87,9 +91,7 @@ class Renderer:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _bind(self, tools: Sequence[ToolSpec] = ()) -> BoundTemplate:
-        return self.template.bind(
-            [tool.as_openai() for tool in tools] or None, date=self._date, **self._variables
-        )
+        return self.template.bind(self._tools.offer(tools), date=self._date, **self._variables)
 
     def _given(self, messages: Sequence[Message]) -> Turns:
         turns = [plain_message(turn) for turn in as_openai(messages)]
@@ -169,15 +171,19 @@ class Renderer:
     ) -> Iterator[tuple[Rendered, ...] | Reject]:
         """Rendered rows of each conversation, in order.
 
-        Batches are tokenised by the tokenizer's own threads while the next one is being rendered.
+        Batches are tokenised by the tokenizer's own threads while the next one is being rendered,
+        unless it has a single one, as in workers that share a machine.
         """
         parts = [conversations[at : at + batch] for at in range(0, len(conversations), batch)]
-        if len(parts) == 1:
-            texts = [self.text(conversation) for conversation in parts[0]]
-            yield from self._finish(parts[0], texts, self._encode(texts))
+        if len(parts) == 1 or os.environ.get("RAYON_NUM_THREADS") == "1":
+            for part in parts:
+                texts = [self.text(conversation) for conversation in part]
+                yield from self._finish(part, texts, self._encode(texts))
             return
         with ThreadPoolExecutor(max_workers=AHEAD) as workers:
-            waiting: deque[tuple[Sequence[Conversation], list[Any], Future[list[Any]]]] = deque()
+            waiting: deque[tuple[Sequence[Conversation], list[Any], Future[list[Encoded]]]] = (
+                deque()
+            )
             for part in parts:
                 texts = [self.text(conversation) for conversation in part]
                 waiting.append((part, texts, workers.submit(self._encode, texts)))
@@ -187,7 +193,7 @@ class Renderer:
             for done, made, encodings in waiting:
                 yield from self._finish(done, made, encodings.result())
 
-    def _encode(self, texts: Sequence[tuple[RenderedText, ...] | Reject]) -> list[Any]:
+    def _encode(self, texts: Sequence[tuple[RenderedText, ...] | Reject]) -> list[Encoded]:
         return self._columns.encode(
             [item.text for result in texts if isinstance(result, tuple) for item in result]
         )
@@ -196,7 +202,7 @@ class Renderer:
         self,
         conversations: Sequence[Conversation],
         texts: Sequence[tuple[RenderedText, ...] | Reject],
-        encodings: list[Any],
+        encodings: list[Encoded],
     ) -> Iterator[tuple[Rendered, ...] | Reject]:
         left = iter(encodings)
         for conversation, result in zip(conversations, texts, strict=True):

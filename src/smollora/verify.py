@@ -25,14 +25,13 @@ Turn = tuple[int, int]
 def trained_turns(row: Rendered) -> list[Turn]:
     """Token ranges [start, end) of the labelled turns."""
     turns: list[Turn] = []
-    start: int | None = None
-    for index, trained in enumerate([*row.trained, False]):
-        owner = row.owner[index] if index < len(row.owner) else None
-        if start is not None and (not trained or owner != row.owner[start]):
-            turns.append((start, index))
-            start = None
-        if trained and start is None:
-            start = index
+    end = 0
+    while True in row.trained[end:]:
+        start = row.trained.index(True, end)
+        end = start + 1
+        while end < len(row.trained) and row.trained[end] and row.owner[end] == row.owner[start]:
+            end += 1
+        turns.append((start, end))
     return turns
 
 

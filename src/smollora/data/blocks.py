@@ -21,7 +21,14 @@ from datatrove.pipeline.writers.disk_base import DiskWriter
 from smollora.config import PrepareSection, SourceSection
 from smollora.data.negatives import Negatives
 from smollora.data.overlap import Overlap
-from smollora.data.prepare import BATCH, RowOutcome, convert, raise_at_first, render_batch
+from smollora.data.prepare import (
+    BATCH,
+    RowOutcome,
+    batched,
+    convert,
+    raise_at_first,
+    render_batch,
+)
 from smollora.data.stretches import ShardTask, read_task
 from smollora.data.tasks import Workplace, write_task
 from smollora.data.worker import RendererFiles
@@ -81,7 +88,7 @@ class Convert(BaseFilter):  # type: ignore[misc]
         overlap: Overlap | None,
         rejects: Path,
     ) -> None:
-        super().__init__(RejectWriter(rejects, "convert"))
+        super().__init__(RejectWriter(rejects, "convert"), batch_size=BATCH)
         self.tasks, self.section, self.overlap = tuple(tasks), section, overlap
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
@@ -100,6 +107,10 @@ class Convert(BaseFilter):  # type: ignore[misc]
             raise_at_first([RowOutcome(number, reject=found)])
         doc.metadata["reject"] = found
         return False, found.reason
+
+    def filter_batch(self, batch: list[Any]) -> list[bool | tuple[bool, str]]:
+        """The same for each record; datatrove keeps time by the batch."""
+        return [self.filter(doc) for doc in batch]
 
 
 class Render(BaseFilter):  # type: ignore[misc]
@@ -172,10 +183,11 @@ class WriteShard(PipelineStep):  # type: ignore[misc]
         failures: list[dict[str, Any]] = []
 
         def batches() -> Iterator[list[RowOutcome]]:
-            for document in data:
-                failures.extend(document.metadata["failures"])
-                self.stat_update("documents")
-                yield [document.metadata["outcome"]]
+            for documents in batched(data, BATCH):
+                for document in documents:
+                    failures.extend(document.metadata["failures"])
+                self.stat_update("documents", value=len(documents))
+                yield [document.metadata["outcome"] for document in documents]
 
         write_task(place, rank, batches())
         write_json(

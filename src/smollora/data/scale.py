@@ -36,6 +36,7 @@ from smollora.errors import SmolloraError, VerifyError
 from smollora.render import Renderer
 from smollora.runs import read_json, read_jsonl, write_jsonl, write_whole
 
+WORKERS_NEED = ("smollora.data.blocks", "pyarrow.parquet", "jsonschema", "referencing", "regex")
 RAY_STARTS = 3
 """Attempts at a cluster on this machine: on a busy one the first may run into Ray's own limit."""
 
@@ -124,7 +125,18 @@ def _run_local(steps: list[Any], tasks: int, section: PrepareSection, logs: Path
 
     workers = _workers(section, tasks)
     with _threads(workers):
+        if workers > 1:
+            _import_once()
         _quietly(Quiet(steps, tasks=tasks, workers=workers, logging_dir=str(logs)))
+
+
+def _import_once() -> None:
+    """Workers are forked from a process that has imported what they need, instead of importing it
+    each; that process has no threads, so that a fork is safe.
+    """
+    import multiprocess  # type: ignore[import-untyped]
+
+    multiprocess.get_context("forkserver").set_forkserver_preload(list(WORKERS_NEED))
 
 
 def _run_ray(steps: list[Any], tasks: int, section: PrepareSection, logs: Path) -> None:

@@ -18,8 +18,11 @@ whatever order, the files are the same.
 
 from __future__ import annotations
 
+import gc
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -38,12 +41,14 @@ from smollora.data.prepare import (
 )
 from smollora.data.records import read_records
 from smollora.data.repeats import list_repeats, sketch_entry, write_sketches
-from smollora.data.shards import ShardWriter, drop_rows
+from smollora.data.shards import PreparedRow, ShardWriter, drop_rows
 from smollora.data.stretches import is_seekable, plan_source, read_task
 from smollora.render import Renderer
 from smollora.runs import hash_of, read_json, read_jsonl, write_json, write_jsonl, write_whole
 
 OnRows = Callable[[int], None]
+NEW_OBJECTS = 50_000
+"""Objects between two looks for unreachable cycles, of some hundred bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +225,14 @@ def write_task(
     on_rows: OnRows | None = None,
 ) -> Counts:
     """Write what became of a task's records: rejects, shard and, last, counts."""
-    counts = Counts()
+    counts = Counts(rejected={}, changed={}, forms={})
     rejects: list[dict[str, Any]] = []
     changes: list[dict[str, Any]] = []
     sketches: list[dict[str, Any]] = []
-    with ShardWriter(place.shard(rank)) as writer:
+    with rare_collections(), ShardWriter(place.shard(rank)) as writer:
         for outcomes in batches:
+            counts = counts.plus(count_outcomes(outcomes))
             for outcome in outcomes:
-                counts = count_outcome(counts, outcome)
                 if outcome.reject:
                     rejects.append(asdict(outcome.reject))
                 changes.extend(asdict(change) for change in outcome.changes)
@@ -248,24 +253,41 @@ def write_task(
     return counts
 
 
-def count_outcome(counts: Counts, outcome: RowOutcome) -> Counts:
-    """`counts` with one more record."""
-    rows = (*outcome.rows, *outcome.built)
-    changed = (change.reason for change in outcome.changes)
-    form = {f"{rows[0].source}: {outcome.form}": 1} if outcome.form and rows else {}
-    return counts.plus(
-        Counts(
-            rows_in=1,
-            rows_rendered=len(rows),
-            rejected={outcome.reject.reason: 1} if outcome.reject else {},
-            changed=dict.fromkeys(changed, 1),
-            forms=form,
-            shortened=int(outcome.shortened),
-            tokens=sum(len(row.rendered.token_ids) for row in rows),
-            labelled_tokens=sum(row.rendered.trained.count(True) for row in rows),
-            built=len(outcome.built),
-            built_left_out=outcome.built_left_out,
-        )
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Python looks for unreachable cycles whenever 700 objects are new, and a row is made of as
+    many: a tenth of the time.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(NEW_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def count_outcomes(outcomes: Sequence[RowOutcome]) -> Counts:
+    """What became of some records."""
+    changed: Counter[str] = Counter()
+    forms: Counter[str] = Counter()
+    rows: list[PreparedRow] = []
+    for outcome in outcomes:
+        made = (*outcome.rows, *outcome.built)
+        changed.update(dict.fromkeys((change.reason for change in outcome.changes), 1))
+        if outcome.form and made:
+            forms[f"{made[0].source}: {outcome.form}"] += 1
+        rows += made
+    return Counts(
+        rows_in=len(outcomes),
+        rows_rendered=len(rows),
+        rejected=count_reasons(item.reject.reason for item in outcomes if item.reject),
+        changed=dict(changed),
+        forms=dict(forms),
+        shortened=sum(outcome.shortened for outcome in outcomes),
+        tokens=sum(len(row.rendered.token_ids) for row in rows),
+        labelled_tokens=sum(row.rendered.trained.count(True) for row in rows),
+        built=sum(len(outcome.built) for outcome in outcomes),
+        built_left_out=sum(outcome.built_left_out for outcome in outcomes),
     )
 
 

@@ -18,7 +18,7 @@ MAX_REFERENCES = 2_000
 """References followed while one call is checked; a few nested ones can double without end."""
 PATTERN_SECONDS = 0.2
 """Time for one pattern on one string; some patterns take longer than the universe has."""
-VALIDATORS = 2048
+VALIDATORS = 4096
 """Schemas whose validators are kept: making one takes longer than using it."""
 
 _references: ContextVar[list[int]] = ContextVar("references")

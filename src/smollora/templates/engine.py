@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -22,13 +22,8 @@ from typing import Any
 from smollora.errors import TemplateError
 from smollora.templates.given import plain, plain_message
 from smollora.templates.growth import MAX_CHARACTERS, check_length
-from smollora.templates.sandbox import (
-    MemoKey,
-    Program,
-    compile_template,
-    explain,
-    run,
-)
+from smollora.templates.offer import Offer
+from smollora.templates.sandbox import Program, compile_template, explain, run
 
 DEFAULT_DATE = "2025-07-08"
 """What `strftime_now` says when no date is given: SmolLM3's release day."""
@@ -72,7 +67,7 @@ class ChatTemplate:
 
     def bind(
         self,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any]] | Offer | None = None,
         *,
         date: str | None = None,
         **variables: Any,
@@ -80,19 +75,24 @@ class ChatTemplate:
         """The template with everything filled in but the messages: for the many renderings of one
         conversation, in which the tools are converted and written as JSON once.
 
+        Args:
+            tools: OpenAI form, or what an `OfferedTools` made of them.
+            date: as for `render`.
+            **variables: as for `render`.
+
         Raises:
             TemplateError: `date` is not a date.
         """
-        given = None if tools is None else [plain(tool) for tool in tools]
+        offer = tools if isinstance(tools, Offer) else Offer.of(tools)
         return BoundTemplate(
             compile_template(self.source),
             {
-                "tools": given,
+                "tools": offer.tools,
                 "documents": None,
                 "strftime_now": _clock(date or DEFAULT_DATE),
                 **{name: plain(value) for name, value in variables.items()},
             },
-            frozenset(_ids(given or [])),
+            offer,
         )
 
     def render(
@@ -157,9 +157,8 @@ class BoundTemplate:
     program: Program
     context: Mapping[str, Any]
     """What the template is given besides the messages."""
-    kept: frozenset[int]
-    """`id`s of the tools and of what is in them: their JSON is written once."""
-    json: dict[MemoKey, str] = field(default_factory=dict)
+    offer: Offer
+    """The tools, whose JSON is written once."""
 
     def render(
         self,
@@ -191,7 +190,9 @@ class BoundTemplate:
         run.started, run.seconds = thread_time(), MAX_SECONDS
         run.deadline = monotonic() + MAX_SECONDS
         run.length, run.spans = 0, spans
-        run.kept, run.json = self.kept, self.json
+        offer = self.offer
+        run.kept, run.json = offer.kept, offer.json
+        run.offered, run.offered_json = offer.tools, offer.list_json
         pieces: list[str] = []
         length = 0
         try:
@@ -205,20 +206,8 @@ class BoundTemplate:
         except Exception as error:
             raise explain(error, template) from error
         finally:
-            run.spans = run.json = None
+            run.spans = run.json = run.offered = run.offered_json = None
         return "".join(pieces)
-
-
-def _ids(value: Any) -> list[int]:
-    """`id`s of the tools, their functions and their schemas, which templates write as JSON."""
-    found = [id(value)]
-    for tool in value:
-        if isinstance(tool, dict):
-            function = tool.get("function", tool)
-            found += [id(tool), id(function)]
-            if isinstance(function, dict):
-                found.append(id(function.get("parameters")))
-    return found
 
 
 def load_shipped(name: str) -> str:

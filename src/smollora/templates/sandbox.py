@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from time import monotonic, thread_time
+from types import BuiltinMethodType
 from typing import Any, cast
 
 import jinja2
@@ -27,9 +28,12 @@ from jinja2.visitor import NodeTransformer
 
 from smollora.errors import TemplateError
 from smollora.templates import growth
-from smollora.templates.growth import PastLimit, check_length
+from smollora.templates.growth import MAX_CHARACTERS, PastLimit, check_length
 
-MemoKey = tuple[int, bool, int | str | None, tuple[str, ...] | None, bool]
+MOST_KEPT = 50_000
+"""Texts in a memo of JSON."""
+
+MemoKey = tuple[Hashable, bool, int | str | None, tuple[str, ...] | None, bool]
 
 
 class RunState(threading.local):
@@ -45,10 +49,14 @@ class RunState(threading.local):
     """Characters written so far."""
     spans: list[tuple[int, str]] | None = None
     """Where `{% generation %}` blocks go; None where nobody asks."""
-    kept: frozenset[int] = frozenset()
-    """`id`s of objects that outlive the rendering, so that their JSON may be kept."""
+    kept: set[int] | frozenset[int] = frozenset()
+    """`id`s of objects that live as long as `json`, so that their JSON may be kept there."""
     json: dict[MemoKey, str] | None = None
     """JSON of the kept objects."""
+    offered: list[Any] | None = None
+    """The tools of this conversation, all in one list."""
+    offered_json: dict[MemoKey, str] | None = None
+    """JSON of that list."""
 
 
 run = RunState()
@@ -68,7 +76,9 @@ def check_time() -> None:
 def _bounded_concat(pieces: Iterable[str]) -> str:
     """How captured blocks and macros are joined: measured first, so that nothing huge is made."""
     parts = list(pieces)
-    check_length(sum(map(len, parts)))
+    length = sum(map(len, parts))
+    if length > MAX_CHARACTERS:
+        check_length(length)
     return "".join(parts)
 
 
@@ -148,15 +158,45 @@ class _DictMaker:
         return dict.fromkeys(*args)
 
 
+_OF_DICT = frozenset(dir(dict))
+_VERDICTS = 4096
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox of transformers, which also watches the clock and the size of what is built."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
     concat = staticmethod(_bounded_concat)
+    verdicts: dict[tuple[type, str], bool] = {}  # noqa: RUF012 (one environment)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        # `message.role`: Jinja asks the dict's class first, whose refusal takes longer than the key
+        if type(obj) is dict and attribute not in _OF_DICT:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        # Jinja's verdict, a dozen isinstance checks, follows from the object's type and the name
+        key = (type(obj), attr)
+        verdict = self.verdicts.get(key)
+        if verdict is None:
+            verdict = super().is_safe_attribute(obj, attr, value)
+            if len(self.verdicts) < _VERDICTS:
+                self.verdicts[key] = verdict
+        return verdict
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         check_time()
+        kind = type(obj)
+        if kind is Macro:  # safe, and it takes the evaluation context: no need to ask
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            return obj(context.eval_ctx, *args, **kwargs)
         growth.check_call(obj, args, kwargs)
+        if kind is BuiltinMethodType and type(obj.__self__) is str:  # safe, and takes nothing
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            return obj(*args, **kwargs)
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -176,14 +216,43 @@ def _tojson(
     The prompt of each turn repeats the tools, and most of a rendering is their JSON: it is kept.
     """
     pair = tuple(separators) if separators else None  # a template may write a list
-    key = (id(value), ensure_ascii, indent, pair, sort_keys)
-    memo = run.json if key[0] in run.kept else None
-    if memo is not None and key in memo:
-        return memo[key]
     growth.check_indent(indent)
-    said = _encoder(ensure_ascii, indent, pair, sort_keys).encode(value)
-    if memo is not None:
-        memo[key] = said
+    how: _How = (ensure_ascii, indent, pair, sort_keys)
+    if run.json is not None and run.offered_json is not None:
+        if id(value) in run.kept:
+            return _kept_json(value, how, run.json)
+        if value is run.offered:
+            return _kept_json(value, how, run.offered_json)
+        if type(value) is dict and indent is None and not sort_keys:
+            said = _made_of_kept(value, how, run.json)
+            if said is not None:
+                return said
+    return _encoder(*how).encode(value)
+
+
+_How = tuple[bool, int | str | None, tuple[str, ...] | None, bool]
+
+
+def _kept_json(value: Any, how: _How, memo: dict[MemoKey, str]) -> str:
+    key = (id(value), *how)
+    said = memo.get(key)
+    if said is None:
+        said = memo[key] = _encoder(*how).encode(value)
+    return said
+
+
+def _made_of_kept(value: dict[Any, Any], how: _How, memo: dict[MemoKey, str]) -> str | None:
+    """JSON of what a template makes of a tool ({"name": tool.name, ...}); None if it is not that.
+
+    Parts of one tool are what is kept together, so that the memo is as long as there are tools.
+    """
+    parts = tuple(map(id, value.values()))
+    key = ((*value, *parts), *how)
+    said = memo.get(key)
+    if said is None and run.kept.issuperset(parts) and all(type(name) is str for name in value):
+        said = _encoder(*how).encode(value)
+        if len(memo) < MOST_KEPT:
+            memo[key] = said
     return said
 
 

@@ -12,7 +12,7 @@ from smollora.data.plain import check_plain_tool
 from smollora.data.schemas import settle_schema
 from smollora.types import ToolSpec
 
-CACHED = 2048
+CACHED = 4096
 """Tools that are remembered: data sets offer the same ones again and again."""
 CACHED_LENGTH = 20_000
 """Characters; longer ones are read each time."""
