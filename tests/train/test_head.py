@@ -69,7 +69,9 @@ def test_no_labelled_position_gives_zero_and_no_gradient() -> None:
     states, targets, weights = case(0)
     found = head_loss(nn.Linear(WIDTH, VOCABULARY), states, targets, weights)
     found.total.backward()
-    assert float(found.total.detach()) == 0 and found.each.shape == (0,) and found.hits.shape == (0,)
+    assert (
+        float(found.total.detach()) == 0 and found.each.shape == (0,) and found.hits.shape == (0,)
+    )
 
 
 def test_without_gradients_the_values_are_the_same() -> None:
