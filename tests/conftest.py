@@ -12,7 +12,7 @@ import torch
 SLOWEST = ("test_serve_real", "test_notebooks", "test_smollm3_end_to_end", "test_trl_pairs")
 """Files that take a minute or more each: they start first, so that no process ends with one."""
 
-# Under nohup or in the background of a script Ctrl-C is ignored, by the programs under test as well.
+# Under nohup or in a script's background Ctrl-C is ignored, by programs under test as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
