@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
 
-from smollora.attention import tree_attention
+from smollora.attention import tree_attention, tree_attention_backward
 from smollora.config import TrainSection
 from smollora.data.batch import (
     MIN_SHARED,
@@ -259,6 +259,12 @@ def test_torch_finds_the_custom_operator_well_made() -> None:
     states = [torch.randn(1, n, 110, 8, requires_grad=True) for n in (4, 2, 2)]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(tree_attention, (*states, table, 0.35), test_utils=checks)
+    query, key, value = (each.detach() for each in states)
+    out, sums = tree_attention(query, key, value, table, 0.35)
+    given = (torch.randn_like(query), query, key, value, out, sums, table, 0.35)
+    for low in (torch.float32, torch.bfloat16):  # the sums are float32 in either
+        cast = [each.to(low) if place < 5 else each for place, each in enumerate(given)]
+        torch.library.opcheck(tree_attention_backward, cast, test_utils=("test_schema", checks[2]))
 
 
 # ── plans ─────────────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smollora.attention.gradient import compute_gradients
+from smollora.attention.gradient import tree_attention_backward
 from smollora.attention.segments import additive, read_groups
 from smollora.errors import ModelError
 
@@ -75,41 +75,6 @@ def _(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float)
     return (
         torch.empty_like(query, memory_format=torch.contiguous_format),
         query.new_empty(query.shape[:3], dtype=torch.float32),
-    )
-
-
-@torch.library.custom_op(  # type: ignore[untyped-decorator]
-    "smollora::tree_attention_backward", mutates_args=()
-)
-def tree_attention_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segments: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `tree_attention` (gradient.py)."""
-    return compute_gradients(grad, query, key, value, out, lse, segments, scale)
-
-
-@tree_attention_backward.register_fake  # type: ignore[untyped-decorator]
-def _(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segments: Tensor,
-    scale: float,
-) -> Any:
-    return (
-        torch.empty_like(query, memory_format=torch.contiguous_format),
-        torch.empty_like(key, memory_format=torch.contiguous_format),
-        torch.empty_like(value, memory_format=torch.contiguous_format),
     )
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from smollora.attention.segments import hidden, read_groups
+from smollora.attention.segments import Group, hidden, read_groups
 
 TILE = 192
 """Queries of a tile at most; at least segments.GROUP."""
@@ -45,15 +45,15 @@ class Tile(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def plan_tiles(table: tuple[int, ...], times: int) -> tuple[Tile, ...]:
-    """Tiles of a table of segments.
+def plan_tiles(groups: tuple[Group, ...], times: int) -> tuple[Tile, ...]:
+    """Tiles of these groups.
 
     Args:
-        table: its numbers, line by line.
+        groups: of a table of segments.
         times: query heads that share a key-value head.
     """
     tiles = []
-    for shared_start, shared, start, lengths in read_groups(torch.tensor(table).view(-1, 4)):
+    for shared_start, shared, start, lengths in groups:
         total = sum(lengths)
         step = total if len(lengths) > 1 else TILE
         for first in range(0, total, step):
@@ -72,7 +72,10 @@ def plan_tiles(table: tuple[int, ...], times: int) -> tuple[Tile, ...]:
     return tuple(tiles)
 
 
-def compute_gradients(
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
+    "smollora::tree_attention_backward", mutates_args=()
+)
+def tree_attention_backward(
     grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -82,7 +85,7 @@ def compute_gradients(
     segments: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values; everything between is float32.
+    """Gradients of `tree_attention`: of queries, keys and values; everything between is float32.
 
     Args:
         grad, out: [1, heads, length, head_dim], gradient and value of the output.
@@ -91,13 +94,13 @@ def compute_gradients(
     """
     dtype, (heads, length, wide) = query.dtype, key.shape[1:]
     times = query.shape[1] // heads
-    tiles = plan_tiles(tuple(segments.flatten().tolist()), times)
+    tiles = plan_tiles(read_groups(segments), times)
     queries, grads = fold(query, times).float(), fold(grad, times).float()
     sums = fold(lse[..., None], times).neg()
     delta = (grads * fold(out, times)).sum(dim=-1, keepdim=True)
     keys, values = (functional.pad(states[0].float(), (0, 0, 0, STEP)) for states in (key, value))
     d_queries = torch.zeros_like(queries)
-    d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
+    d_keys, d_values = (keys.new_zeros((heads, length, wide)) for _ in (keys, values))
 
     most, widest = TILE * times, max((tile.width for tile in tiles), default=0)
     by_query = (queries, grads, sums, delta)
@@ -132,9 +135,15 @@ def compute_gradients(
         _scatter(torch.bmm(weights.transpose(1, 2), g), tile.seen, d_values)
     return (
         unfold(d_queries.mul_(scale).to(dtype), times),
-        d_keys[None, :, :length].mul_(scale).to(dtype),
-        d_values[None, :, :length].to(dtype),
+        d_keys[None].mul_(scale).to(dtype),
+        d_values[None].to(dtype),
     )
+
+
+@tree_attention_backward.register_fake  # type: ignore[untyped-decorator]
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    given = (query, key, value)
+    return tuple(torch.empty_like(each, memory_format=torch.contiguous_format) for each in given)
 
 
 def fold(states: Tensor, times: int) -> Tensor:

@@ -23,7 +23,7 @@ class Group(NamedTuple):
     """Tokens of each row; the rows follow each other from `start`."""
 
 
-def read_groups(segments: Tensor) -> list[Group]:
+def read_groups(segments: Tensor) -> tuple[Group, ...]:
     """Neighbouring segments with the same prompt, gathered to at most GROUP tokens.
 
     Args:
@@ -41,7 +41,7 @@ def read_groups(segments: Tensor) -> list[Group]:
                 groups[-1] = before._replace(lengths=(*before.lengths, own))
                 continue
         groups.append(Group(shared_start, shared, start, (own,)))
-    return groups
+    return tuple(groups)
 
 
 @lru_cache(maxsize=64)
