@@ -131,7 +131,7 @@ class PieceEncoder:
             self._words = {}
         words = self._words  # it only grows, also while another thread adds to it
         others = [piece for piece in pieces if piece not in divided]
-        missing = list(set(chain.from_iterable(divided.values())) - words.keys())
+        missing = [w for w in set(chain.from_iterable(divided.values())) if w not in words]
         asked = [*others, *missing]
         found = dict(zip(asked, self._by_backend(asked), strict=True))
         words.update((word, found[word]) for word in missing if len(word) <= WORD)

@@ -13,14 +13,18 @@ from typing import Any
 
 from smollora.cures import CURES
 from smollora.errors import ConfigError, DataError
-from smollora.probe import NO_TOOLS, UNFITTING, judge, reasons
+from smollora.probe import NEAR, NO_TOOLS, UNFITTING, judge, reasons
 from smollora.probe.locate import CHANCE, mcnemar
 from smollora.types import EvalCase
 
 Lines = Mapping[str, Mapping[str, Any]]
 Records = Sequence[Mapping[str, Any]]
 
-OF_CATEGORIES = {"false_call_no_tools": NO_TOOLS, "false_call_irrelevant": UNFITTING}
+OF_CATEGORIES = {
+    "false_call_no_tools": NO_TOOLS,
+    "false_call_irrelevant": UNFITTING,
+    "false_call_near": NEAR,
+}
 """Gates that only cases of some categories can hold."""
 
 
@@ -84,8 +88,6 @@ def gate_for(
 def _has_cases(name: str, quiet: set[str]) -> bool:
     if name in OF_CATEGORIES:
         return bool(quiet & set(OF_CATEGORIES[name]))
-    if name == "false_call_near":
-        return bool(quiet & {"near_miss", "near_absent"})
     return bool(quiet) if name.startswith("false_call") else True
 
 
