@@ -6,13 +6,14 @@ usage: python bench/train_speed.py rows CONVERSATIONS.jsonl runs/NAME/base OUT.j
 
 `rows` renders conversations (any form that `prepare` reads) with a run's `base/`, the model with
 its delimiters and template, as {"input_ids": [...], "labels": [...]}, -100 where nothing is
-trained, so that another trainer can be given the same tokens and labels. `train` trains LoRA (rank
-16, every linear layer) on rows of that form, at most --max-length tokens each (--join: joined to
-just so many; torchrun starts it in several processes), as `smollora train` does, and prints one
-JSON object: unpadded tokens a second after the first step, labelled tokens, peak resident memory,
-losses, and `share_of_products`: that rate over the one which the products of the frozen weights
-would allow (4 x parameters multiplications a token at the rate of bf16 products measured just
-before). `loss` compares the loss of each step with a plain float32 reference on the same batches:
+trained, so that another trainer can be given the same tokens and labels. `train` trains LoRA
+(rank 16, every linear layer; layers compiled unless --no-compile) on rows of that form, at most
+--max-length tokens each (--join: joined to just so many; torchrun starts it in several processes),
+as `smollora train` does, and prints one JSON object: unpadded tokens a second after the first step,
+labelled tokens, peak memory (resident; on a GPU of tensors), losses, and `share_of_products`: that
+rate over the one which the products of the frozen weights would allow (4 x parameters
+multiplications a token at the rate of bf16 products on the processor, measured just before).
+`loss` compares the loss of each step with a plain float32 reference on the same batches:
 full logits, row by row, no tree, no compilation. Run it alone on the machine, in turn with whatever
 it is compared with.
 """
@@ -222,6 +223,7 @@ def main() -> None:
         verb.add_argument("--batch-tokens", type=int, default=tokens)
         verb.add_argument("--max-length", type=int, default=1024)
         verb.add_argument("--join", action="store_true")
+        verb.add_argument("--no-compile", action="store_true")
     given = parser.parse_args()
     if given.verb == "rows":
         write_rows(given.conversations, given.model, given.out, given.limit)
@@ -233,7 +235,7 @@ def main() -> None:
         warmup=0.0,
         schedule="constant",
         batch_tokens=given.batch_tokens,
-        compile="on" if given.verb == "train" else "off",
+        compile="on" if given.verb == "train" and not given.no_compile else "off",
     )
     if given.verb == "train":
         train(given.model, given.rows, given.steps, settings, given.max_length, given.join)

@@ -40,7 +40,13 @@ LEVELS = {
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pyarrow")
 """Imported where they are used: inside functions."""
-MAY_IMPORT_TORCH_AT_ONCE = {"attention", "attention.gradient", "attention.segments", "train.head"}
+MAY_IMPORT_TORCH_AT_ONCE = {
+    "attention",
+    "attention.blocks",
+    "attention.gradient",
+    "attention.segments",
+    "train.head",
+}
 """They register operators when they are imported, and training imports them."""
 TORCH_FREE_BELOW = 4
 MAY_USE_TORCH_BELOW = {"data.batch"}

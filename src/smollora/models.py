@@ -333,6 +333,13 @@ def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool
     return model.eval()
 
 
+def on_gpu(model: Any) -> Any:
+    """The model on the GPU where there is one, for whatever asks it rather than proves it."""
+    import torch
+
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
 def equip(model: Any, tokenizer: Any, texts: tuple[str, ...]) -> tuple[int, ...]:
     """Give a tokenizer `texts` as single, non-special tokens, and the model rows for them.
 

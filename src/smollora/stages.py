@@ -34,6 +34,7 @@ from smollora.models import (
     equip,
     load_model,
     load_tokenizer,
+    on_gpu,
     read_architecture,
     read_stop_ids,
     resolve_model,
@@ -588,7 +589,7 @@ def probe(run: Run) -> dict[str, Any]:
     for name, folder, used, asked_cases, limit in plan:
         if loaded is None or loaded[0] != folder:
             loaded = None
-            loaded = (folder, load_model(folder))
+            loaded = (folder, on_gpu(load_model(folder)))
         generator = local_generator(loaded[1], facts, section.batch_tokens)
         with meter(run.console, f"probe {name}", len(asked_cases), "prompts") as shown:
             asked = ask(

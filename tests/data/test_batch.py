@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from smollora.attention import tree_attention, tree_attention_backward
+from smollora.attention.blocks import block_mask
 from smollora.config import TrainSection
 from smollora.data.batch import (
     MIN_SHARED,
@@ -86,15 +87,12 @@ def gradients(model: Any) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_trees_equal_rows(model: Any, rows: list[Row], length: int, *, by_mask: bool) -> None:
+def assert_trees_equal_rows(model: Any, rows: list[Row], length: int, *, way: str) -> None:
     reference = deepcopy(model)
     reference.set_attn_implementation("eager")
     expected, expected_parts = one_by_one(reference, rows)
     expected.backward()
-    loss_of = TreeLoss(model, "float32")
-    if by_mask:  # the way of hardware without tree attention
-        loss_of.tree_attention = False
-        model.set_attn_implementation("sdpa")
+    loss_of = TreeLoss(model, "float32", attention=way)
     total, weight = torch.zeros(()), torch.zeros(())
     parts, counts = torch.zeros(len(PARTS)), torch.zeros(len(PARTS))
     plan = plan_batches(rows, length=length, seed=3)
@@ -114,27 +112,40 @@ def assert_trees_equal_rows(model: Any, rows: list[Row], length: int, *, by_mask
     assert max(worst.values()) <= 1e-5, max(worst, key=worst.__getitem__)
 
 
-@pytest.mark.parametrize("by_mask", [False, True], ids=["tree attention", "mask"])
+@pytest.mark.parametrize("way", ["trees", "mask"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_tree_batch_has_the_loss_and_the_gradients_of_its_rows(
-    family: str, by_mask: bool
-) -> None:
+def test_a_tree_batch_has_the_loss_and_the_gradients_of_its_rows(family: str, way: str) -> None:
     trees = plan_trees(ROWS, 300)
     assert any(len(tree.rows) > 2 for tree in trees), "nothing is shared here"
-    assert_trees_equal_rows(tiny_model(family), ROWS, 600, by_mask=by_mask)
+    assert_trees_equal_rows(tiny_model(family), ROWS, 600, way=way)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_attention_of_a_gpu_gives_the_loss_of_the_rows(family: str) -> None:
+    """PyTorch computes FlexAttention's gradient on GPUs only: bench/gpu_check.py compares it."""
+    model = tiny_model(family)
+    expected, expected_parts = one_by_one(deepcopy(model), ROWS)
+    loss_of = TreeLoss(model, "float32", attention="blocks")
+    total, parts = torch.zeros(()), torch.zeros(len(PARTS))
+    for pack in plan_batches(ROWS, length=600, seed=3).packs:
+        with torch.no_grad():
+            loss, _, by_part, *_ = loss_of(build_batch(pack, 600, PAD))
+        total, parts = total + loss, parts + by_part
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert relative(parts, expected_parts) <= 1e-5
 
 
 def test_a_tree_batch_is_right_without_gqa_and_when_every_row_stands_alone() -> None:
     model = tiny_model("llama", heads=4, key_value_heads=4)
-    assert_trees_equal_rows(deepcopy(model), ROWS, 600, by_mask=False)
-    assert_trees_equal_rows(model, ROWS[7:9], 64, by_mask=False)
+    assert_trees_equal_rows(deepcopy(model), ROWS, 600, way="trees")
+    assert_trees_equal_rows(model, ROWS[7:9], 64, way="trees")
 
 
 def test_a_sliding_window_is_kept_or_refused() -> None:
     """Mistral 7B v0.1 sees 4,096 tokens back; a tree would see all."""
     model = tiny_model("mistral", sliding_window=16)
     try:
-        assert_trees_equal_rows(model, ROWS[:3], 600, by_mask=False)
+        assert_trees_equal_rows(model, ROWS[:3], 600, way="trees")
     except ModelError as refusal:
         assert "16" in refusal.message
 
@@ -152,7 +163,7 @@ def test_what_a_model_does_beside_head_and_attention_is_kept_or_refused(what: st
     family, settings_of_it = SCALED[what]
     model = tiny_model(family, **settings_of_it)
     try:
-        assert_trees_equal_rows(model, ROWS[:3], 600, by_mask=False)
+        assert_trees_equal_rows(model, ROWS[:3], 600, way="trees")
     except ModelError as refusal:
         assert refusal.hint
 
@@ -208,6 +219,16 @@ def visible(table: list[tuple[int, int, int, int]], length: int) -> Tensor:
             seen[query, shared_start : shared_start + shared] = True
             seen[query, start : query + 1] = True
     return seen
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_blocks_of_a_gpu_hold_what_the_boolean_mask_holds(name: str) -> None:
+    table = TABLES[name]
+    length = max(start + own for _, _, start, own in table) + 9
+    mask = block_mask(torch.tensor(table), length, "cpu")
+    places, none = torch.arange(length), torch.tensor(0)
+    found = mask.mask_mod(none, none, places[:, None], places[None])
+    assert torch.equal(found, visible(table, length))
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)], ids=["MHA", "GQA", "MQA"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from smollora.models import load_model
+from smollora.models import load_model, on_gpu
 
 CHUNK = 256
 """Prompt tokens in one forward pass: between two of them an interruption is heard."""
@@ -186,7 +186,4 @@ def open_stream(folder: Path) -> TokenStream:
     Raises:
         ModelError: no safetensors weights there, or they do not fit the config.
     """
-    import torch
-
-    model = load_model(folder)
-    return LocalStream(model.to("cuda") if torch.cuda.is_available() else model)
+    return LocalStream(on_gpu(load_model(folder)))

@@ -18,6 +18,7 @@ from smollora.formats import ToolFormat
 from smollora.generate import Generator, local_generator
 from smollora.generate.call_grammar import CallGrammar
 from smollora.merge import load_with_adapter
+from smollora.models import on_gpu
 from smollora.render import Renderer
 from smollora.types import EvalCase
 
@@ -40,7 +41,7 @@ class Here:
     """A model on this machine, loaded once for all of its lines."""
 
     def __init__(self, folder: Path, adapter: Path | None, batch_tokens: int) -> None:
-        self.model = load_with_adapter(folder, adapter)
+        self.model = on_gpu(load_with_adapter(folder, adapter))
         self.batch_tokens = batch_tokens
 
     def generator(

@@ -18,6 +18,7 @@ from smollora.evaluate.asking import Column
 from smollora.formats import get_format
 from smollora.models import (
     base_of_adapter,
+    on_gpu,
     open_renderer,
     resolve_model,
 )
@@ -157,9 +158,6 @@ def open_column(source: Source, target: Target) -> Iterator[tuple[Column, Any]]:
 
 def load_weights(source: Source) -> Any:
     """The source's model, with its adapter if it has one, on the GPU if there is one."""
-    import torch
-
     from smollora.merge import load_with_adapter
 
-    model = load_with_adapter(source.folder, source.adapter)
-    return model.to("cuda") if torch.cuda.is_available() else model
+    return on_gpu(load_with_adapter(source.folder, source.adapter))

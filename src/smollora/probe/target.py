@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from smollora.config import ProbeSection, Recipe, load_recipe
 from smollora.endpoint import Endpoint, ServedGenerator
 from smollora.errors import ConfigError
-from smollora.models import base_of_adapter, resolve_model
+from smollora.models import base_of_adapter, on_gpu, resolve_model
 from smollora.tokens import TokenFacts
 
 if TYPE_CHECKING:
@@ -148,5 +148,5 @@ def load_column(
     from smollora.merge import load_with_adapter
 
     assert column.folder is not None
-    model = load_with_adapter(column.folder, column.adapter)
+    model = on_gpu(load_with_adapter(column.folder, column.adapter))
     return lambda sampling: local_generator(model, facts, batch_tokens, sampling=sampling)

@@ -11,13 +11,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from smollora.attention import NAME as TREE_ATTENTION
-from smollora.attention import use_tree_attention
+from smollora.attention import NAME as TREES
+from smollora.attention import blocks, use_tree_attention
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, Row, build_batch, plan_batches
 from smollora.errors import ModelError
 from smollora.train.head import head_loss
 from smollora.types import PARTS
+
+OWN_ATTENTION = {"trees": TREES, "blocks": blocks.NAME}
+"""Ways to attend to packed trees -> what transformers calls them."""
 
 
 class PackLoss(NamedTuple):
@@ -66,7 +69,7 @@ def refuse_scaled_logits(model: Any) -> None:
     """
     import torch
 
-    if model.config._attn_implementation == TREE_ATTENTION:  # looked at before
+    if model.config._attn_implementation in OWN_ATTENTION.values():  # looked at before
         return
     device = model.get_input_embeddings().weight.device
     token_ids = torch.arange(1, 9, device=device)[None]
@@ -81,6 +84,15 @@ def refuse_scaled_logits(model: Any) -> None:
         )
 
 
+def choose_attention(device: str) -> str:
+    """How packs are attended to: "trees" on a CPU, "blocks" on a GPU with Triton, else under a
+    boolean "mask".
+    """
+    if device == "cpu":
+        return "trees"
+    return "blocks" if blocks.can_use_blocks() else "mask"
+
+
 class TreeLoss:
     """Weighted cross entropy of packed trees, with sums by part.
 
@@ -88,7 +100,10 @@ class TreeLoss:
     prompts: tree attention.
     """
 
-    def __init__(self, model: Any, dtype: str, device: str = "cpu") -> None:
+    def __init__(
+        self, model: Any, dtype: str, device: str = "cpu", attention: str | None = None
+    ) -> None:
+        """Args: the model; compute type; device; a way of `choose_attention` (None: that one)."""
         import torch
 
         self.model = model
@@ -99,11 +114,25 @@ class TreeLoss:
         self.device = device
         self.window = sliding_window(base.config)
         refuse_scaled_logits(base)
-        self.tree_attention = device == "cpu"
+        self.attention = attention or choose_attention(device)
         own = base.config._attn_implementation
-        self._own_attention = "sdpa" if own == TREE_ATTENTION else own
-        if self.tree_attention:
+        self._own_attention = "sdpa" if own in OWN_ATTENTION.values() else own
+        self._attend_to_trees(base)
+
+    def _attend_to_trees(self, base: Any) -> None:
+        if self.attention == "trees":
             use_tree_attention(base)
+        elif self.attention == "blocks":
+            blocks.use_block_attention(base)
+
+    def _what_is_seen(self, batch: Batch) -> dict[str, Any]:
+        """The argument that tells the layers which tokens see which."""
+        if self.attention == "trees":
+            return {"segments": batch.segments}
+        if self.attention == "blocks":
+            length = batch.token_ids.shape[1]
+            return {"blocks": blocks.block_mask(batch.segments, length, self.device)}
+        return {"attention_mask": batch.mask().to(self.device)}
 
     def __call__(self, batch: Batch) -> PackLoss:
         """Compute one pack."""
@@ -116,11 +145,7 @@ class TreeLoss:
                 f"set prepare.max_length={self.window}",
             )
         low = self.dtype != torch.float32
-        where: dict[str, Any] = (
-            {"segments": batch.segments}
-            if self.tree_attention
-            else {"attention_mask": batch.mask().to(self.device)}
-        )
+        where = self._what_is_seen(batch)
         context: Any = torch.autocast(self.device, dtype=self.dtype) if low else nullcontext()
         with context:
             hidden = self.decoder(
@@ -156,15 +181,13 @@ class TreeLoss:
         trains = self.model.training
         low = self.dtype != torch.float32
         self.model.eval()
-        if self.tree_attention:
-            base.set_attn_implementation(self._own_attention)
+        base.set_attn_implementation(self._own_attention)
         context: Any = torch.autocast(self.device, dtype=self.dtype) if low else nullcontext()
         try:
             with torch.compiler.set_stance("force_eager"), torch.no_grad(), context:
                 yield self.model
         finally:
-            if self.tree_attention:
-                use_tree_attention(base)
+            self._attend_to_trees(base)
             self.model.train(trains)
 
 

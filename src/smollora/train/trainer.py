@@ -41,8 +41,9 @@ from smollora.train.steps import StepPlan
 
 TRACKERS = "trackers"
 """Folder beside the adapter for what trackers write into files."""
-COMPILE_FROM = 40
-"""Steps that repay compiling."""
+COMPILE_FROM = {"cpu": 40, "cuda": 700}
+"""Steps that repay compiling: on a CPU it saves a second or more a step, on a GPU a tenth
+(docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def train_adapter(
     loss_of = TreeLoss(peft, dtype, device)
     cost = read_cost(peft, dtype, device)
     compiled = settings.compile == "on" or (
-        settings.compile == "auto" and can_compile() and most >= COMPILE_FROM
+        settings.compile == "auto" and can_compile() and most >= COMPILE_FROM[device]
     )
     if compiled:
         _compile_layers(loss_of.decoder)

@@ -1,0 +1,107 @@
+"""Attention over packed trees on a GPU: PyTorch's FlexAttention, which skips the blocks of the mask
+that nothing sees.
+
+In: the table of segments of a pack (as the package describes it). Out: what a boolean mask
+[length, length] would give (a test holds them equal), in one kernel forward and two backward,
+without the mask's memory. Source: FlexAttention (Dong et al. 2024), torch.nn.attention.
+The surprise: outside of compiled code it computes every score in float32 and keeps them; so
+where the layers are not compiled, it is compiled by itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from smollora.errors import ModelError
+
+NAME = "smollora_tree_blocks"
+"""What a model's attention implementation is set to."""
+
+
+def can_use_blocks() -> bool:
+    """True if Triton is there, which compiles FlexAttention for a GPU."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def read_bounds(segments: Tensor, length: int) -> Tensor:
+    """What each token of a flat sequence sees: the shared prompt, tokens [0] to [1], and itself and
+    its row from [2] on; [3, length] int64. A token of no segment sees itself.
+
+    Args:
+        segments: [lines, 4] int64: shared_start, shared_length, start, length.
+        length: tokens of the sequence.
+    """
+    bounds = torch.zeros((3, length), dtype=torch.int64)
+    bounds[2] = torch.arange(length)
+    for shared_start, shared, start, own in segments.tolist():
+        bounds[0, start : start + own] = shared_start
+        bounds[1, start : start + own] = shared_start + shared
+        bounds[2, start : start + own] = start
+    return bounds
+
+
+def block_mask(segments: Tensor, length: int, device: str) -> BlockMask:
+    """The mask of a pack, in blocks of 128 by 128 tokens."""
+    low, high, own = read_bounds(segments, length).to(device)
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        shared = (key >= low[query]) & (key < high[query])
+        return shared | ((key >= own[query]) & (key <= query))
+
+    return create_block_mask(sees, None, None, length, length, device=device)
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    blocks: BlockMask,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface.
+
+    Raises:
+        ModelError: the layer wants what a tree does not compute.
+    """
+    if softcap is not None or s_aux is not None:
+        raise ModelError(
+            "this model's attention has soft caps or sinks, which packed trees do not compute",
+            "train it with another trainer; inspect, prepare, verify and probe serve it as well",
+        )
+    query, key = query.to(value.dtype), key.to(value.dtype)  # float32 after rotation, in autocast
+    alone = query.is_cuda and not torch.compiler.is_compiling()
+    attend = _compiled() if alone else flex_attention
+    out = attend(
+        query,
+        key,
+        value,
+        block_mask=blocks,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def use_block_attention(model: Any) -> None:
+    """Set a transformers model to FlexAttention; its forward then needs `blocks=`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _attention)
+    model.set_attn_implementation(NAME)
