@@ -10,8 +10,9 @@ difference of models, not of prompts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -33,14 +34,15 @@ from smollora.probe import (
     reasons,
     summarise,
 )
-from smollora.probe.locate import locate
-from smollora.probe.target import Target, load_column
+from smollora.probe.locate import Step, locate
+from smollora.probe.margins import measure_margins
+from smollora.probe.target import Make, Target, load_column
 from smollora.progress import meter
 from smollora.render import Renderer
 from smollora.types import EvalCase
 
 if TYPE_CHECKING:
-    from smollora.generate import Sampling
+    from smollora.generate import Generator, Sampling
 
 SAMPLED = "_sampled"
 """How the column of drawn answers is called: merged_sampled."""
@@ -147,10 +149,13 @@ def probe_target(
     problems: list[SmolloraError] = list(broken)
     notes = _notes(renderer, cases)
     asked: dict[str, list[Asked]] = {}
+    batch_tokens = settings.batch_tokens or section.batch_tokens
+    loaders = {
+        column.name: partial(load_column, column, renderer.facts, batch_tokens, endpoint)
+        for column in target.columns
+    }
     for column in target.columns:
-        make = load_column(
-            column, renderer.facts, settings.batch_tokens or section.batch_tokens, endpoint
-        )
+        make = loaders[column.name]()
         todo: list[tuple[str, list[EvalCase], Sampling | None]] = [(column.name, cases, None)]
         if settings.sampled:
             sampling, words = read_sampling(column.folder or target.tokenizer, settings.seed)
@@ -175,21 +180,47 @@ def probe_target(
             del generator
         del make
     gate = section.gate if settings.gate is None else settings.gate
-    summary = {"cases": len(cases), "asked": named, **summarise_columns(asked, gate)}
+    steps = _steps(asked, cases, renderer, loaders)
+    summary = {"cases": len(cases), "asked": named, **summarise_columns(asked, gate, steps)}
     summary["notes"] = notes
     summary["broken_rows"] = [error.message for error in broken]
     records = [item.record for items in asked.values() for item in items]
     return Probed(summary, records, tuple(problems))
 
 
+def _steps(
+    asked: Mapping[str, Sequence[Asked]],
+    cases: Sequence[EvalCase],
+    renderer: Renderer,
+    loaders: Mapping[str, Callable[[], Make]],
+) -> list[Step]:
+    """The steps between the greedy columns, with the margins where their answers part."""
+    greedy = _greedy(asked)
+    steps = locate(greedy)
+    parted = {parting.case_id for step in steps for parting in step.partings}
+    return measure_margins(
+        steps,
+        {c.id: renderer.prompt_ids(c.messages, c.tools) for c in cases if c.id in parted},
+        {name: {i.case.id: i.answer.token_ids for i in items} for name, items in greedy.items()},
+        {name: partial(_greedily, load) for name, load in loaders.items()},
+    )
+
+
+def _greedily(load: Callable[[], Make]) -> Generator:
+    return load()(None)
+
+
+def _greedy(asked: Mapping[str, Sequence[Asked]]) -> dict[str, Sequence[Asked]]:
+    return {name: items for name, items in asked.items() if not name.endswith(SAMPLED)}
+
+
 def summarise_columns(
-    asked: Mapping[str, Sequence[Asked]], gate: Mapping[str, float]
+    asked: Mapping[str, Sequence[Asked]], gate: Mapping[str, float], steps: Sequence[Step]
 ) -> dict[str, Any]:
     """Rates of every column, the steps between them, and the gate's verdict over the last greedy
     one.
     """
-    greedy = {name: items for name, items in asked.items() if not name.endswith(SAMPLED)}
-    judged = list(greedy)[-1]
+    judged = list(_greedy(asked))[-1]
     verdicts = judge(summarise(asked[judged]), gate)
     short = reasons(verdicts)
     return {
@@ -202,7 +233,7 @@ def summarise_columns(
             name: sum(item.failed for item in items) for name, items in asked.items()
         },
         "opener_logprob": {name: _opener(items) for name, items in asked.items()},
-        "steps": [step.as_dict() for step in locate(greedy)],
+        "steps": [step.as_dict() for step in steps],
         "judged": judged,
         "gate": verdicts,
         "reasons": short,
