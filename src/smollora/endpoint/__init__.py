@@ -38,6 +38,8 @@ __all__ = ["ChatAnswer", "Completion", "Endpoint", "EndpointError", "ServedCall"
 
 WRONG_SHAPE = (KeyError, TypeError, IndexError, AttributeError)
 """What reading JSON of another shape raises."""
+GIVE_UP = 16
+"""So many failures and not one answer: the server is at fault, and the other prompts are spared."""
 KEY_NAMES = ("SMOLLORA_API_KEY", "OPENAI_API_KEY")
 
 
@@ -280,7 +282,7 @@ class ServedGenerator:
 
         Raises:
             EndpointError: of a kind that every further request would meet (nobody there, no such
-                model, no ids); others are kept in `failures`.
+                model, no ids), or nothing but failures; single ones are kept in `failures`.
         """
         self.failures = {}
         results: dict[int, Generation] = {}
@@ -299,6 +301,13 @@ class ServedGenerator:
                         raise
                     self.failures[place] = error
                     results[place] = Generation((), "error")
+                    if len(self.failures) == len(results) == GIVE_UP:
+                        raise EndpointError(
+                            error.kind,
+                            f"the first {GIVE_UP} prompts got no answer; the last: {error.message}",
+                            error.hint or "",
+                            status=error.status,
+                        ) from error
                 if on_done:
                     on_done(len(results))
         finally:
