@@ -126,9 +126,12 @@ def say(step: Step) -> str:
     if not step.differs:
         if step.same_ids == step.compared:
             return f"{step.left} and {step.right} agree: all {step.compared} answers are the same"
+        verdicts = (
+            "1 verdict" if step.verdicts_changed == 1 else f"{step.verdicts_changed} verdicts"
+        )
         return (
-            f"{step.left} and {step.right} agree: {same}, {step.verdicts_changed} verdicts"
-            f" changed, no more than chance{say_margins(step.partings)}"
+            f"{step.left} and {step.right} agree: {same}, {verdicts} changed, no more than"
+            f" chance{say_margins(step.partings)}"
         )
     changes = ", ".join(
         f"{name} in {step.gained[name]} cases more and {step.lost[name]} less"
