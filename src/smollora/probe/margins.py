@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +52,9 @@ class PairReader:
         return logits
 
 
-def differences(generator: Generator, ties: Sequence[Tie]) -> list[float | None]:
+def differences(
+    generator: Generator, ties: Sequence[Tie], on_done: Callable[[int], None] | None = None
+) -> list[float | None]:
     """Log-probability of the left token less that of the right one; None where it cannot be had."""
     if isinstance(generator, ServedGenerator):
         with ThreadPoolExecutor(max_workers=generator.concurrency) as pool:
@@ -62,7 +65,7 @@ def differences(generator: Generator, ties: Sequence[Tie]) -> list[float | None]
     generator.constraint = reader
     try:
         with exact_head(generator.model):
-            generator.generate([tie.prefix for tie in ties], max_new_tokens=1)
+            generator.generate([tie.prefix for tie in ties], max_new_tokens=1, on_done=on_done)
     finally:
         generator.constraint = None
     return [reader.found.get(place) for place in range(len(ties))]
@@ -84,6 +87,7 @@ def measure_margins(
     prompts: Mapping[str, Sequence[int]],
     answers: Mapping[str, Mapping[str, Sequence[int]]],
     generators: Mapping[str, Callable[[], Generator]],
+    watch: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
 ) -> list[Step]:
     """Fill in the margins of every parting.
 
@@ -92,6 +96,7 @@ def measure_margins(
         prompts: case id -> token ids.
         answers: column -> case id -> token ids of its answer.
         generators: column -> its generator, loaded when it is called.
+        watch: (column, cases) -> what is told how many of them are done.
     """
     asked: dict[str, dict[tuple[int, int], Tie]] = {}
     for number, step in enumerate(steps):
@@ -102,7 +107,8 @@ def measure_margins(
                     asked.setdefault(name, {})[number, place] = tie
     found: dict[str, dict[tuple[int, int], float | None]] = {}
     for name, ties in asked.items():
-        values = differences(generators[name](), list(ties.values()))
+        with watch(name, len(ties)) as on_done:
+            values = differences(generators[name](), list(ties.values()), on_done)
         found[name] = dict(zip(ties, values, strict=True))
     whole = []
     for number, step in enumerate(steps):

@@ -16,8 +16,8 @@ from smollora.probe import Asked
 
 NEAR = 0.5
 """Nats. Two tokens nearer than this in both columns are a near-tie that rounding may turn: bfloat16
-has steps of 0.125 at a logit of 20, and sums in another order move a logit by a few of them. Between
-the starter's adapter, merged and served model: 0.26 at most (docs/probe.md).
+has steps of 0.125 at a logit of 20, and sums in another order move a logit by a few of them: by
+0.26 at most between the starter's adapter, merged and served model (docs/probe.md).
 """
 
 

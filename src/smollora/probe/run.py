@@ -10,7 +10,7 @@ difference of models, not of prompts.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,15 +34,15 @@ from smollora.probe import (
     reasons,
     summarise,
 )
-from smollora.probe.locate import Step, locate
-from smollora.probe.margins import measure_margins
-from smollora.probe.target import Make, Target, load_column
+from smollora.probe.locate import Step
+from smollora.probe.steps import steps_between
+from smollora.probe.target import Target, load_column
 from smollora.progress import meter
 from smollora.render import Renderer
 from smollora.types import EvalCase
 
 if TYPE_CHECKING:
-    from smollora.generate import Generator, Sampling
+    from smollora.generate import Sampling
 
 SAMPLED = "_sampled"
 """How the column of drawn answers is called: merged_sampled."""
@@ -180,34 +180,12 @@ def probe_target(
             del generator
         del make
     gate = section.gate if settings.gate is None else settings.gate
-    steps = _steps(asked, cases, renderer, loaders)
+    steps = steps_between(_greedy(asked), cases, renderer, loaders, console)
     summary = {"cases": len(cases), "asked": named, **summarise_columns(asked, gate, steps)}
     summary["notes"] = notes
     summary["broken_rows"] = [error.message for error in broken]
     records = [item.record for items in asked.values() for item in items]
     return Probed(summary, records, tuple(problems))
-
-
-def _steps(
-    asked: Mapping[str, Sequence[Asked]],
-    cases: Sequence[EvalCase],
-    renderer: Renderer,
-    loaders: Mapping[str, Callable[[], Make]],
-) -> list[Step]:
-    """The steps between the greedy columns, with the margins where their answers part."""
-    greedy = _greedy(asked)
-    steps = locate(greedy)
-    parted = {parting.case_id for step in steps for parting in step.partings}
-    return measure_margins(
-        steps,
-        {c.id: renderer.prompt_ids(c.messages, c.tools) for c in cases if c.id in parted},
-        {name: {i.case.id: i.answer.token_ids for i in items} for name, items in greedy.items()},
-        {name: partial(_greedily, load) for name, load in loaders.items()},
-    )
-
-
-def _greedily(load: Callable[[], Make]) -> Generator:
-    return load()(None)
 
 
 def _greedy(asked: Mapping[str, Sequence[Asked]]) -> dict[str, Sequence[Asked]]:
