@@ -84,8 +84,8 @@ def _served(generator: ServedGenerator, tie: Tie) -> float | None:
 
 def measure_margins(
     steps: Sequence[Step],
-    prompts: Mapping[str, Sequence[int]],
-    answers: Mapping[str, Mapping[str, Sequence[int]]],
+    prompts: Mapping[int, Sequence[int]],
+    answers: Mapping[str, Sequence[Sequence[int]]],
     generators: Mapping[str, Callable[[], Generator]],
     watch: Callable[[str, int], AbstractContextManager[Callable[[int], None]]],
 ) -> list[Step]:
@@ -93,15 +93,15 @@ def measure_margins(
 
     Args:
         steps: of neighbouring columns.
-        prompts: case id -> token ids.
-        answers: column -> case id -> token ids of its answer.
+        prompts: number of a case -> token ids.
+        answers: column -> token ids of each answer.
         generators: column -> its generator, loaded when it is called.
         watch: (column, cases) -> what is told how many of them are done.
     """
     asked: dict[str, dict[tuple[int, int], Tie]] = {}
     for number, step in enumerate(steps):
         for place, parting in enumerate(step.partings):
-            tie = _tie(parting, prompts[parting.case_id], answers[step.left][parting.case_id])
+            tie = _tie(parting, prompts[parting.number], answers[step.left][parting.number])
             if tie is not None:
                 for name in (step.left, step.right):
                     asked.setdefault(name, {})[number, place] = tie

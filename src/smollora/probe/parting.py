@@ -38,6 +38,8 @@ class Side:
 class Parting:
     """One case that two columns answer with different ids."""
 
+    number: int
+    """Which of the cases that were asked, from 0: ids of a person's cases may come twice."""
     case_id: str
     category: str
     place: int
@@ -69,13 +71,13 @@ def first_difference(left: Sequence[int], right: Sequence[int]) -> int:
 def find_partings(before: Sequence[Asked], after: Sequence[Asked]) -> tuple[Parting, ...]:
     """The cases that both answered, with different ids; margins are still to be measured."""
     found = []
-    for a, b in zip(before, after, strict=True):
+    for number, (a, b) in enumerate(zip(before, after, strict=True)):
         if a.failed or b.failed or a.answer.token_ids == b.answer.token_ids:
             continue
         place = first_difference(a.answer.token_ids, b.answer.token_ids)
         same = a.score.verdict == b.score.verdict
         sides = _side(a, place), _side(b, place)
-        found.append(Parting(a.case.id, a.case.category, place, *sides, same))
+        found.append(Parting(number, a.case.id, a.case.category, place, *sides, same))
     return tuple(found)
 
 

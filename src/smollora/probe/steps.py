@@ -48,11 +48,11 @@ def steps_between(
         with meter(console, f"margins {name}", cases, "cases") as shown:
             yield shown.to
 
-    parted = {parting.case_id for step in steps for parting in step.partings}
+    parted = {parting.number for step in steps for parting in step.partings}
     return measure_margins(
         steps,
-        {c.id: renderer.prompt_ids(c.messages, c.tools) for c in cases if c.id in parted},
-        {name: {i.case.id: i.answer.token_ids for i in items} for name, items in asked.items()},
+        {n: renderer.prompt_ids(cases[n].messages, cases[n].tools) for n in sorted(parted)},
+        {name: [item.answer.token_ids for item in items] for name, items in asked.items()},
         {name: partial(_greedily, load) for name, load in loaders.items()},
         watch,
     )
