@@ -10,6 +10,10 @@ The prompts are the probe's own (starter:probe, --limit of each category), the s
   pipeline   `transformers.pipeline("text-generation")`, one prompt at a time, greedy
   served     with --endpoint: the server's own batching (`ServedGenerator`, 16 requests at a time)
 
+A server remembers prompts between rounds (vLLM's prefix cache), which no other way does; the cache
+is emptied before each of its rounds where the server allows it (vLLM: VLLM_SERVER_DEV_MODE=1), and
+the line says whether.
+
 --count prints how many tokens the prompts have, and how many with what they share once, and stops.
 Every way answers in each round, one after the other (smollora, pipeline, served, smollora, ...).
 Prints one JSON object a line. The last one holds medians, ratios, and how many answers have the ids
@@ -27,6 +31,7 @@ import os
 import resource
 import statistics
 import time
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,6 +74,16 @@ def pipeline_way(
         return made
 
     return answer
+
+
+def forget_prompts(url: str) -> bool:
+    """Empty the server's prefix cache; False where it cannot be asked to."""
+    request = urllib.request.Request(f"{url}/reset_prefix_cache", method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def chunk_sizes(prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -128,6 +143,7 @@ def measure(arguments: argparse.Namespace) -> None:
         ways["served"] = lambda: [
             a.token_ids for a in served.generate(prompts, max_new_tokens=most)
         ]
+        served.generate(prompts[:2], max_new_tokens=2)
     ours.generate(prompts[:2], max_new_tokens=2)  # allocators and kernels are warm for all
     found: dict[str, dict[str, list[float]]] = {
         name: {"prompts": [], "tokens": [], "processor": []} for name in ways
@@ -135,6 +151,7 @@ def measure(arguments: argparse.Namespace) -> None:
     answers: dict[str, Ids] = {}
     for number in range(arguments.rounds):
         for name, answer in ways.items():
+            forgot = forget_prompts(server.url) if name == "served" else None
             start, before = time.perf_counter(), time.process_time()
             answers[name] = answer()
             wall, processor = time.perf_counter() - start, time.process_time() - before
@@ -152,6 +169,8 @@ def measure(arguments: argparse.Namespace) -> None:
                 "processor_ms_per_prompt": round(1000 * processor / len(prompts), 1),
                 "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
             }
+            if forgot is not None:
+                line["prefix_cache_emptied"] = forgot
             print(json.dumps(line), flush=True)
     middle = {
         name: {key: statistics.median(values) for key, values in each.items()}

@@ -32,7 +32,8 @@ LEVELS = {
     **dict.fromkeys(("cli", "__main__", "stages", "pipeline", "plan", "inspection", "progress"), 7),
     "commands": 7,
     **dict.fromkeys(("template_repair", "template_view", "run_view"), 7),
-    **dict.fromkeys(("probe.run", "probe.target", "probe.folder", "probe.table"), 7),
+    **dict.fromkeys(("probe.run", "probe.steps", "probe.target", "probe.folder"), 7),
+    "probe.table": 7,
     **dict.fromkeys(("cures.plan", "cures.run", "cures.subject", "cures.table", "cures.ways"), 7),
     **dict.fromkeys(("evaluate.run", "evaluate.targets", "evaluate.export"), 7),  # load models
     **dict.fromkeys(("team_checks", "pytest_plugin", "draft", "environment"), 7),

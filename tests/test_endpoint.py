@@ -132,6 +132,25 @@ def test_what_the_server_failed_to_answer_is_kept_apart(
     assert {place: error.kind for place, error in generator.failures.items()} == {0: "server_error"}
 
 
+def test_a_server_that_answers_nothing_is_not_asked_all_prompts(
+    endpoint: Endpoint, server: FakeServer
+) -> None:
+    before = len(server.asked)
+    server.trouble = lambda path, count: "500"
+    generator = ServedGenerator(endpoint, concurrency=2)
+    error = failure(lambda: generator.generate([[n] for n in range(200)], max_new_tokens=4))
+    assert error.kind == "server_error" and "the first 16 prompts got no answer" in str(error)
+    assert len(server.asked) - before < 30
+
+
+def test_one_answer_is_reason_enough_to_ask_on(endpoint: Endpoint, server: FakeServer) -> None:
+    before = len(server.asked)
+    server.trouble = lambda path, count: "" if count == before + 1 else "500"
+    generator = ServedGenerator(endpoint, concurrency=1)
+    answers = generator.generate([[n] for n in range(30)], max_new_tokens=4)
+    assert [answer.finish for answer in answers].count("error") == 29
+
+
 def test_a_server_without_ids_is_no_generator(endpoint: Endpoint, server: FakeServer) -> None:
     server.ids = False
     error = failure(lambda: ServedGenerator(endpoint).generate([[1]], max_new_tokens=4))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smollora.config import ProbeSection
 from smollora.evaluate.cases import probe_cases, read_cases, starter_cases
@@ -155,7 +156,9 @@ def test_drawn_answers_are_a_column_of_their_own(model: Path, cases: Path, tmp_p
 
 
 @contextmanager
-def serving(folder: Path, *, cut_stop: bool = False, fails: int = 0) -> Iterator[str]:
+def serving(
+    folder: Path, *, cut_stop: bool = False, fails: int = 0, logprobs: bool = False
+) -> Iterator[str]:
     """The model of `folder` behind what vLLM answers to prompts of ids; greedy."""
     network = AutoModelForCausalLM.from_pretrained(folder).eval()
     lock = threading.Lock()
@@ -181,10 +184,17 @@ def serving(folder: Path, *, cut_stop: bool = False, fails: int = 0) -> Iterator
                 left[0] -= 1
                 if left[0] >= 0:
                     return self.reply(500, {"error": {"message": "out of luck"}})
-                stops = () if cut_stop else asked["stop_token_ids"]
+                stops = () if cut_stop else asked.get("stop_token_ids", ())
                 generator = LocalGenerator(network, stop_ids=stops, opener_id=None, pad_id=0)
                 (made,) = generator.generate([asked["prompt"]], max_new_tokens=asked["max_tokens"])
+                with torch.no_grad():
+                    logits = network(torch.tensor([asked["prompt"]])).logits[0, -1]
             choice = {"text": "", "finish_reason": made.finish, "token_ids": list(made.token_ids)}
+            if logprobs:
+                wanted = asked.get("logprob_token_ids", ())
+                scores = logits.float().log_softmax(-1)
+                first = {f"token_id:{token}": float(scores[token]) for token in wanted}
+                choice["logprobs"] = {"top_logprobs": [first]}
             return self.reply(200, {"choices": [choice]})
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -235,6 +245,81 @@ def test_a_server_alone_is_asked_for_its_model(model: Path) -> None:
     with serving(model) as url:
         ended = smollora("probe", "--endpoint", url)
     assert ended.code == 2 and "smollora probe MODEL --endpoint URL" in ended.err
+
+
+# ── where columns part ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def broken(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with a merge that went wrong: the last norm has its sign turned."""
+    run = tmp_path_factory.mktemp("broken") / "tiny"
+    shutil.copytree(finished, run)
+    network = AutoModelForCausalLM.from_pretrained(run / "merge" / "model")
+    network.model.norm.weight.data *= -1
+    network.save_pretrained(run / "merge" / "model")
+    return run
+
+
+def margin_by_hand(
+    folder: Path, case: dict[str, Any], records: list[dict[str, Any]], parting: dict[str, Any]
+) -> float:
+    """How much likelier the left token is there, by transformers alone: its template, its pass."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(
+        case["messages"], tools=case["tools"] or None, add_generation_prompt=True, return_dict=False
+    )
+    (record,) = (r for r in records if r["case_id"] == case["id"] and r["model"] != "adapter")
+    ids = [*prompt, *record["token_ids"][: parting["place"]]]
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        logits = network(torch.tensor([ids])).logits[0, -1].float()
+    return float(logits[parting["left"]["token_id"]] - logits[parting["right"]["token_id"]])
+
+
+def test_the_margins_at_a_broken_merge_are_those_of_its_own_pass(
+    broken: Path, cases: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    asked = (broken, "--columns", "adapter,merged", "--cases", cases, *SMALL)
+    code, summary, err = answers(*asked, "--out", out)
+    assert code == 0, err
+    (step,) = summary["steps"]
+    records = [json.loads(line) for line in (out / "records.jsonl").open()]
+    assert step["same_ids"] + len(step["partings"]) == 3 and step["partings"]
+    for parting in step["partings"]:
+        case = next(case for case in CASES if case["id"] == parting["case_id"])
+        found = margin_by_hand(broken / "merge" / "model", case, records, parting)
+        # the margin of the right column counts for its own token
+        assert parting["right"]["margin"] == pytest.approx(-found, abs=0.02)
+        assert parting["left"]["margin"] is not None
+    shown = smollora("probe", *asked)
+    assert "where adapter and merged part" in shown.out
+    assert "margin between the two tokens" in shown.out
+
+
+def test_a_server_that_gives_no_logprobs_leaves_the_local_margin(
+    finished: Path, broken: Path, cases: Path
+) -> None:
+    asked = ("--columns", "merged,served", "--cases", cases, *SMALL)
+    with serving(broken / "merge" / "model") as url:
+        _, summary, _ = answers(finished, "--endpoint", url, *asked)
+    partings = summary["steps"][0]["partings"]
+    assert partings
+    for parting in partings:
+        assert parting["right"]["margin"] is None
+        assert parting["margin"] == abs(parting["left"]["margin"])
+
+
+def test_a_server_that_gives_logprobs_is_asked_for_those_of_both_tokens(
+    finished: Path, broken: Path, cases: Path
+) -> None:
+    asked = ("--columns", "merged,served", "--cases", cases, *SMALL)
+    with serving(broken / "merge" / "model", logprobs=True) as url:
+        _, summary, _ = answers(finished, "--endpoint", url, *asked)
+    for parting in summary["steps"][0]["partings"]:
+        # greedy: the token that the server wrote is the likeliest one there
+        assert parting["right"]["margin"] >= 0
 
 
 # ── verdicts ──────────────────────────────────────────────────────────────────────────────────

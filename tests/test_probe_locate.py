@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from smollora.probe import Asked, rates
-from smollora.probe.locate import compare, locate, mcnemar, outcome, say
+from smollora.probe.locate import Step, compare, locate, mcnemar, outcome, say
+from smollora.probe.parting import find_partings, with_margins
 from smollora.types import CaseScore, EvalCase, Generation, ToolCall
 
 CALL = (ToolCall("look", {}),)
@@ -104,3 +106,61 @@ def test_outcomes_are_asked_only_where_they_can_be_had() -> None:
     assert outcome(wanting, "false_call") is None
     assert outcome(quiet, "false_call") is True
     assert outcome(quiet, "emission") is None
+
+
+# ── where ids part ────────────────────────────────────────────────────────────────────────────
+
+
+def answered(*ids: int) -> Asked:
+    return asked(1, wants=True, emitted=True, ids=ids)
+
+
+def test_answers_part_at_the_first_differing_token() -> None:
+    (parting,) = find_partings([answered(5, 6, 7, 8)], [answered(5, 6, 9)])
+    assert (parting.place, parting.left.token_id, parting.right.token_id) == (2, 7, 9)
+    assert parting.margin is None and not parting.is_near
+    assert find_partings([answered(5, 6)], [answered(5, 6)]) == ()
+
+
+def test_an_answer_that_begins_the_other_has_no_token_where_they_part() -> None:
+    (parting,) = find_partings([answered(5, 6)], [answered(5, 6, 7)])
+    assert (parting.place, parting.left.token_id, parting.right.token_id) == (2, None, 7)
+
+
+def test_what_was_not_answered_parts_nowhere() -> None:
+    failed = asked(1, wants=True, emitted=True, ids=(), failed=True)
+    assert find_partings([answered(5)], [failed]) == ()
+
+
+def parted(left: float | None, right: float | None) -> Step:
+    """One case in which two columns part with these margins."""
+    (step,) = locate({"adapter": [answered(5, 6)], "merged": [answered(5, 7)]})
+    return replace(step, partings=(with_margins(step.partings[0], left, right),))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "words"),
+    [
+        (0.03, 0.1, "at most 0.10 (median 0.10): rounding"),
+        (-0.04, 0.02, "at most 0.04 (median 0.04): rounding"),
+        (0.02, 3.5, "3.50 to 3.50 in 1 of 1 cases (median of all 3.50): more than rounding"),
+        # a pass that contradicts the answer is a fault as well: the column did not write that
+        (-3.0, 3.0, "3.00 to 3.00 in 1 of 1 cases (median of all 3.00): more than rounding"),
+        (None, 0.2, "at most 0.20 (median 0.20): rounding"),
+    ],
+)
+def test_a_small_margin_is_rounding_and_a_large_one_is_not(
+    left: float | None, right: float | None, words: str
+) -> None:
+    step = parted(left, right)
+    assert say(step).endswith(words)
+    assert step.as_dict()["partings"][0]["margin"] == step.partings[0].margin
+
+
+def test_without_margins_nothing_is_said_about_them() -> None:
+    assert "margin" not in say(parted(None, None))
+
+
+def test_no_partings_are_looked_for_where_the_training_lies_between() -> None:
+    (step,) = locate({"base": [answered(5, 6)], "adapter": [answered(5, 7)]})
+    assert step.same_ids == 0 and step.partings == ()

@@ -35,7 +35,7 @@ def score_rows(
         rows: with `conversation_id`, `token_ids` and `trained`.
         on_done: told how many rows are scored.
     """
-    with _exact_head(model):
+    with exact_head(model):
         for index, row in enumerate(rows):
             yield {
                 "model": name,
@@ -53,7 +53,7 @@ def row_losses(
 ) -> list[tuple[float, int]]:
     """For each row (sum of the losses of its trained tokens in nats, number of them)."""
     found = []
-    with _exact_head(model):
+    with exact_head(model):
         for number, row in enumerate(rows, 1):
             values = _logprobs(model, row.token_ids, row.trained)
             losses = [-value for value in values if value is not None]
@@ -67,12 +67,12 @@ def token_logprobs(
     model: Any, token_ids: Sequence[int], counts: Sequence[bool]
 ) -> list[float | None]:
     """Log-probability (nats, four decimals) of each token that counts, after those before it."""
-    with _exact_head(model):
+    with exact_head(model):
         return _logprobs(model, token_ids, counts)
 
 
 def _logprobs(model: Any, token_ids: Sequence[int], counts: Sequence[bool]) -> list[float | None]:
-    """The same, under `_exact_head`: for many rows the head is converted once."""
+    """The same, under `exact_head`: for many rows the head is converted once."""
     import torch
 
     ids = torch.tensor([list(token_ids)], device=next(model.parameters()).device)
@@ -100,7 +100,7 @@ def _logprobs(model: Any, token_ids: Sequence[int], counts: Sequence[bool]) -> l
 
 
 @contextmanager
-def _exact_head(model: Any) -> Iterator[None]:
+def exact_head(model: Any) -> Iterator[None]:
     """The output head in float32: a logit of 20 rounded to bfloat16 is off by up to 0.06, which is
     more than the loss of a token that was learned.
     """

@@ -65,10 +65,12 @@ def test_a_run_is_asked_under_its_published_template_and_after_its_training(
     found = json.loads(ended.out)
     assert found["verdict"] == "nothing is enough" and ended.code == 1
     assert list(found["lines"]) == [
-        *("stock", "repaired", "examples", "grammar", "required", "trained")
+        *("stock", "repaired", "examples", "grammar", "required", "trained", "trained_grammar")
     ]
     # the base of a run carries the repaired template already; the published one drops the tools
     lines = found["lines"]
+    assert all(line["seconds_per_case"] * 3 == pytest.approx(line["seconds"], abs=0.01)
+               for line in lines.values())  # fmt: skip
     assert lines["stock"]["prompt_tokens"] < lines["repaired"]["prompt_tokens"]
     assert "tools_reach_prompt" in found["template_faults"]
     assert found["trained"] == str(run / "merge" / "model")
@@ -223,6 +225,7 @@ def refused(ended: Ended, *words: str) -> None:
 def test_a_cure_that_is_none_and_options_without_cures(model: Path, cases: Path) -> None:
     refused(cures(model, "--cure", "prayer"), "prayer", "examples")
     refused(cures(model, "--cure", "trained"), "--adapter")
+    refused(cures(model, "--cure", "trained_grammar"), "--adapter")
     refused(smollora("doctor", model, "--adapter", "x"), "--cures")
     refused(cures(model, "--gate", "luck=1"), "luck")
     refused(cures(model, "--gate", "none"), "gate")

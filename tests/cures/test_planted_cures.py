@@ -76,6 +76,11 @@ def needs_training(prompt: str, city: str, trained: bool) -> tuple[str, ...]:
     return (written(city),) if city and trained else (WORDS, written(city or "Oslo"))
 
 
+def trained_to_write_python(prompt: str, city: str, trained: bool) -> tuple[str, ...]:
+    """Calls after training, in Python's repr."""
+    return writes_python(prompt, city, trained) if trained else (WORDS,)
+
+
 def never(prompt: str, city: str, trained: bool) -> tuple[str, ...]:
     """Talks."""
     return (WORDS,)
@@ -179,6 +184,23 @@ def test_a_model_that_must_be_trained_is_sent_to_train(plant: Plant, tmp_path: P
     # a grammar does not decide, and a required call is made where words are wanted
     assert calls(found, "grammar") == (0, 0)
     assert calls(found, "required") == (8, 8) and not found["lines"]["required"]["enough"]
+
+
+def test_a_model_that_was_taught_to_decide_and_not_to_write_gets_both(
+    plant: Plant, tmp_path: Path
+) -> None:
+    folder, tuned = plant(trained_to_write_python), merged(tmp_path)
+    code, found, err = ask(folder, tmp_path, "--adapter", tuned)
+    expected = (0, "training and grammar", "trained_grammar")
+    assert (code, found["verdict"], found["enough"]) == expected, err
+    assert calls(found, "trained") == (8, 0) and not found["lines"]["trained"]["enough"]
+    rates = found["lines"]["trained_grammar"]["rates"]
+    assert (rates["right_call"]["k"], rates["false_call"]["k"]) == (8, 0)
+    # without the last line the verdict must wait for it
+    out, every = tmp_path / "out", ("stock", "repaired", "examples", "grammar", "trained")
+    asked = [word for cure in every for word in ("--cure", cure)]
+    code, found, err = ask(folder, tmp_path, "--adapter", tuned, "--out", out, *asked)
+    assert (code, found["verdict"]) == (0, "unfinished") and "trained_grammar" in found["fix"]
 
 
 def test_without_a_trained_model_training_is_what_is_left(plant: Plant, tmp_path: Path) -> None:

@@ -448,3 +448,41 @@ def test_facts_of_the_architecture_have_names_and_units(finished_run: Path, tmp_
     facts = dict(re.findall(r"<div><dt>([^<]+)</dt><dd>([^<]+)", page))
     assert facts["GQA ratio"] == "3" and facts["Layers"] == "30"
     assert facts["LoRA memory, bf16"] == "1.4 GB"
+
+
+def parting(case_id: str, margin: float | None, token: str = "</tool_call>") -> dict[str, Any]:
+    """What the probe writes of a case that two columns answer with different ids."""
+    return {
+        "case_id": case_id,
+        "category": "single",
+        "place": 7,
+        "left": {"token_id": 5, "token": token, "margin": margin},
+        "right": {"token_id": None, "token": "", "margin": None},
+        "same_verdict": True,
+        "margin": margin,
+    }
+
+
+def test_where_columns_part_the_widest_margin_comes_first_and_says_so(new_run: NewRun) -> None:
+    run = new_run()
+    says = "merged differs from adapter: the merge"
+    partings = [parting("near", 0.03), parting("unknown", None), parting("wide", 4.5)]
+    step = {"left": "adapter", "right": "merged", "says": says, "partings": partings}
+    change(run / "probe/summary.json", steps=[step])
+    text = section(render_html(collect(run)), "rates")
+    assert says in text and "+4.50" in text and "+0.03" in text and "ended" in text
+    assert text.index("widesingle7") < text.index("nearsingle7") < text.index("unknownsingle7")
+    assert "'</tool_call>'" in text
+
+
+def test_untrusted_tokens_and_broken_steps_do_not_break_the_page(new_run: NewRun) -> None:
+    run = new_run()
+    hostile = parting("<script>x</script>", float(1), "<img src=x onerror=alert(1)>")
+    step = {"left": "<b>", "right": "merged", "says": "<i>s</i>", "partings": [hostile, 3]}
+    change(run / "probe/summary.json", steps=[step, "no step", {"partings": 1}])
+    data = collect(run)
+    page = render_html(data)
+    assert "<script>x</script>" in section(page, "rates"), "as text"
+    for markup in ("<img src=x", "<script>x", "<i>s</i>"):
+        assert markup not in page
+    assert {problem.file.split(":")[0] for problem in data.problems} == {"probe/summary.json"}

@@ -25,8 +25,8 @@ Cure = Annotated[
     list[str] | None,
     typer.Option(
         "--cure",
-        help="With --cures: only this one (stock, repaired, examples, grammar, required, trained);"
-        " may be repeated.",
+        help="With --cures: only this one (stock, repaired, examples, grammar, required, trained,"
+        " trained_grammar); may be repeated.",
     ),
 ]
 Adapter = Annotated[

@@ -14,6 +14,7 @@ from smollora.commands.options import (
     Overrides,
     Quiet,
     Runs,
+    Timeout,
     console_for,
     split_recipe,
 )
@@ -57,6 +58,7 @@ def evaluate(
     served_name: Annotated[
         str | None, typer.Option("--served-name", help="The model's name at the endpoint.")
     ] = None,
+    timeout: Timeout = 120.0,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder of the files; default: eval in the run's folder."),
@@ -100,6 +102,7 @@ def evaluate(
         base=base,
         endpoint=endpoint,
         served_name=served_name,
+        timeout=timeout,
         out=out,
     )
     suites = suite or list(DEFAULT_SUITES)

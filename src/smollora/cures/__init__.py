@@ -4,7 +4,7 @@ more.
 In: cases, a `Generator`, a `Renderer`. Out: a `Line` for each cure: the probe's rates, and what it
 costs in prompt tokens, generated tokens and seconds. Which line is enough is `verdict`'s matter.
 The surprise: seconds are of the whole line, answered side by side with shared beginnings computed
-once, so they compare lines and say nothing about one request.
+once, so they compare lines (a share of it for each case) and are not what one request takes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ CURES = {
     "grammar": "+ grammar of calls",
     "required": "+ grammar, call required",
     "trained": "trained",
+    "trained_grammar": "trained, under a grammar",
 }
 """Every cure and what tables call it, the cheapest first. Those with a plus stand on the repaired
 template, not on each other.
 """
-CONSTRAINED = ("grammar", "required")
+CONSTRAINED = ("grammar", "required", "trained_grammar")
 """Cures in which a grammar holds calls to the tools' schemas."""
+TRAINED = ("trained", "trained_grammar")
+"""Cures that ask the trained model."""
 
 
 class NotOffered(SmolloraError):
@@ -81,6 +84,7 @@ class Line:
             "prompt_tokens": self.cost.prompt_tokens,
             "generated_tokens": self.cost.generated_tokens,
             "seconds": self.cost.seconds,
+            "seconds_per_case": round(self.cost.seconds / max(self.cost.prompts, 1), 3),
             "refused": self.refused,
             "harness_errors": sum(item.failed for item in self.asked),
             "same_as": self.same_as,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smollora.config import ProbeSection
-from smollora.cures import CONSTRAINED, CURES
+from smollora.cures import CONSTRAINED, CURES, TRAINED
 from smollora.cures.subject import Subject
 from smollora.cures.verdict import gate_for
 from smollora.doctor.conversations import choose_cases, require_askable
@@ -118,11 +118,11 @@ def _choose(
     unknown = [name for name in named if name not in CURES]
     if unknown:
         raise ConfigError(f"no cure is called {unknown[0]}", f"cures: {', '.join(CURES)}")
-    if "trained" in named and subject.trained is None:
+    if {*TRAINED} & {*named} and subject.trained is None:
         raise ConfigError("there is no trained model to ask", "name it: --adapter FOLDER")
     wanted = [name for name in CURES if name in (named or CURES)]
     if subject.trained is None:
-        wanted = [name for name in wanted if name != "trained"]
+        wanted = [name for name in wanted if name not in TRAINED]
     constrained = [name for name in wanted if name in CONSTRAINED]
     if constrained and not can_be_constrained(subject.fmt):
         said = f"no grammar of calls in the form {subject.fmt.name} is known"
@@ -147,7 +147,7 @@ def _kept(
         )
     again = {*settings.cures}
     if before["trained"] != (subject.trained and subject.trained.name):
-        again.add("trained")
+        again.update(TRAINED)
     lines = {name: line for name, line in before["lines"].items() if name not in again}
     records = [each for each in read_jsonl(folder / RECORDS) if each["model"] in lines]
     return lines, tuple(records)

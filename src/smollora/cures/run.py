@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from smollora.cures import CONSTRAINED, CURES, Line, NotOffered, ask_line, same_line
+from smollora.cures import CONSTRAINED, CURES, TRAINED, Line, NotOffered, ask_line, same_line
 from smollora.cures.examples import with_examples
 from smollora.cures.plan import RECORDS, SUMMARY, Plan
 from smollora.cures.subject import Subject
@@ -53,12 +53,13 @@ def measure_cures(
     """
     lines: dict[str, Line] = {}
     answering: Answering | None = None
+    is_trained = False
     for cure in plan.cures:
-        if cure == "trained":
+        if (cure in TRAINED) is not is_trained:
             answering = None  # one model in memory at a time
-            answering = _after_training(plan)
-        else:
-            answering = answering or _base(plan)
+            is_trained = not is_trained
+        if answering is None:
+            answering = _after_training(plan) if is_trained else _base(plan)
         lines[cure] = _ask(plan, cure, answering, lines, console)
         measured = _gather(plan, lines)
         if on_line is not None:
@@ -175,7 +176,7 @@ def _ask(
 def _renderer(subject: Subject, cure: str) -> Renderer | None:
     if cure == "stock":
         return subject.stock
-    return subject.trained.renderer if cure == "trained" and subject.trained else subject.repaired
+    return subject.trained.renderer if cure in TRAINED and subject.trained else subject.repaired
 
 
 def _renders(renderer: Renderer, case: EvalCase) -> bool:

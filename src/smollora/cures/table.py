@@ -41,7 +41,7 @@ def show_cures(summary: Mapping[str, Any], console: Console) -> None:
     table.add_column("")
     for word, _ in RATES:
         table.add_column(word, justify="right")
-    for word in ("prompt tokens", "new tokens", "seconds", "enough"):
+    for word in ("prompt tokens", "new tokens", "seconds a case", "enough"):
         table.add_column(word, justify="right")
     for cure, line in summary["lines"].items():
         cells = _cells(line)
@@ -65,7 +65,10 @@ def describe(summary: Mapping[str, Any]) -> Iterator[str]:
     faults = summary["template_faults"]
     if faults:
         yield f"the stock template fails: {', '.join(faults)}"
-    yield "prompt and new tokens are of one request; seconds are of the whole line"
+    yield (
+        "prompt and new tokens are of one request; seconds a case are those of the whole line,"
+        " answered side by side, over its cases"
+    )
     for note in summary["notes"]:
         yield f"note: {note}"
 
@@ -78,7 +81,7 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
         *(_share(line["rates"][rate]) for _, rate in RATES),
         f"{line['prompt_tokens'] / prompts:.0f}",
         f"{line['generated_tokens'] / prompts:.0f}",
-        f"{line['seconds']:.0f}",
+        f"{line['seconds'] / prompts:.2f}",
         "yes" if line["enough"] else "no",
     ]
 

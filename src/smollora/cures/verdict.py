@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smollora.cures import CURES
+from smollora.cures import CURES, TRAINED
 from smollora.errors import ConfigError, DataError
 from smollora.probe import NEAR, NO_TOOLS, UNFITTING, judge, reasons
 from smollora.probe.locate import CHANCE, mcnemar
@@ -33,8 +33,8 @@ class Decision:
     """The verdict in a word, with its reason and what to type."""
 
     verdict: str
-    """nothing to cure, template, examples, grammar, required, training, training is left, nothing
-    is enough, or unfinished.
+    """nothing to cure, template, examples, grammar, required, training, training and grammar,
+    training is left, nothing is enough, or unfinished.
     """
     enough: str | None
     """The cheapest cure that is enough; None if none is."""
@@ -118,6 +118,8 @@ def decide(lines: Lines, records: Records, model: str) -> Decision:
         if cure not in lines:
             if cure in ("trained", "required"):
                 continue
+            if cure in TRAINED and "trained" not in lines:
+                continue
             return Decision(
                 "unfinished",
                 None,
@@ -186,6 +188,13 @@ def _enough(cure: str, lines: Lines, records: Records, model: str) -> Decision:
             "training",
             f"only the trained model is enough: {found}. {before}",
             "serve the trained model: smollora merge, then smollora serve",
+        ),
+        "trained_grammar": (
+            "training and grammar",
+            "the trained model decides rightly, and a grammar mends how it writes calls; together"
+            f" they are enough: {found}. {before}",
+            "serve the trained model (smollora merge, smollora serve), and ask it with structured"
+            " outputs (vLLM: a structural tag that starts at the opening token)",
         ),
     }
     verdict, says, fix = words[cure]

@@ -38,6 +38,8 @@ __all__ = ["ChatAnswer", "Completion", "Endpoint", "EndpointError", "ServedCall"
 
 WRONG_SHAPE = (KeyError, TypeError, IndexError, AttributeError)
 """What reading JSON of another shape raises."""
+GIVE_UP = 16
+"""So many failures and not one answer: the server is at fault, and the other prompts are spared."""
 KEY_NAMES = ("SMOLLORA_API_KEY", "OPENAI_API_KEY")
 
 
@@ -49,6 +51,8 @@ class Completion:
     finish_reason: str | None
     token_ids: tuple[int, ...] | None = None
     opener_logprob: float | None = None
+    watched: Mapping[int, float] = field(default_factory=dict)
+    """Log-probabilities (nats) at the first position, of the tokens that were asked for."""
 
 
 @dataclass(slots=True)
@@ -184,6 +188,7 @@ class Endpoint:
         temperature: float | None = 0.0,
         stop_token_ids: Sequence[int] = (),
         opener_id: int | None = None,
+        watched: Sequence[int] = (),
         **more: Any,
     ) -> Completion:
         """Continue a prompt given as ids: nothing is rendered and nothing is parsed.
@@ -194,6 +199,7 @@ class Endpoint:
             temperature: 0 is greedy; None leaves sampling to the server.
             stop_token_ids: further ids that end the answer.
             opener_id: whose log-probability at the first position is wanted.
+            watched: further tokens of which it is wanted.
             more: further keys of the request.
         """
         body: dict[str, Any] = {
@@ -207,18 +213,21 @@ class Endpoint:
             body["temperature"] = temperature
         if stop_token_ids:
             body["stop_token_ids"] = list(stop_token_ids)
-        if opener_id is not None:
+        wanted = [*watched] if opener_id is None else [opener_id, *watched]
+        if wanted:
             body |= {"logprobs": 1, "return_tokens_as_token_ids": True}
-            body["logprob_token_ids"] = [opener_id]
+            body["logprob_token_ids"] = wanted
         body.update(more)
         found = self._wire.post("/v1/completions", body)
         try:
             choice = found["choices"][0]
+            first = _logprobs(choice.get("logprobs"), wanted)
             return Completion(
                 read_text(choice.get("text")),
                 choice.get("finish_reason"),
                 read_ids(choice.get("token_ids")),
-                _logprob(choice.get("logprobs"), opener_id),
+                None if opener_id is None else first.get(opener_id),
+                {token: first[token] for token in watched if token in first},
             )
         except WRONG_SHAPE as error:
             raise _shape(self.url, "/v1/completions", found) from error
@@ -273,7 +282,7 @@ class ServedGenerator:
 
         Raises:
             EndpointError: of a kind that every further request would meet (nobody there, no such
-                model, no ids); others are kept in `failures`.
+                model, no ids), or nothing but failures; single ones are kept in `failures`.
         """
         self.failures = {}
         results: dict[int, Generation] = {}
@@ -292,6 +301,13 @@ class ServedGenerator:
                         raise
                     self.failures[place] = error
                     results[place] = Generation((), "error")
+                    if len(self.failures) == len(results) == GIVE_UP:
+                        raise EndpointError(
+                            error.kind,
+                            f"the first {GIVE_UP} prompts got no answer; the last: {error.message}",
+                            error.hint or "",
+                            status=error.status,
+                        ) from error
                 if on_done:
                     on_done(len(results))
         finally:
@@ -317,13 +333,19 @@ class ServedGenerator:
         return Generation(found.token_ids, "stop" if ended else "length", found.opener_logprob)
 
 
-def _logprob(found: Any, opener_id: int | None) -> float | None:
-    """The log-probability of the opener at the first position, from vLLM's answer."""
-    if opener_id is None or not isinstance(found, dict):
-        return None
+def _logprobs(found: Any, wanted: Sequence[int]) -> dict[int, float]:
+    """Log-probabilities of tokens at the first position, from vLLM's answer; what it does not hold
+    is left out.
+    """
+    if not wanted or not isinstance(found, dict):
+        return {}
     first = (found.get("top_logprobs") or [None])[0] or {}
-    value = first.get(f"token_id:{opener_id}")
-    return round(float(value), 4) if isinstance(value, (int, float)) else None
+    values = {token: first.get(f"token_id:{token}") for token in wanted}
+    return {
+        token: round(float(value), 4)
+        for token, value in values.items()
+        if isinstance(value, (int, float))
+    }
 
 
 def _shape(url: str, path: str, found: Any) -> EndpointError:

@@ -36,6 +36,8 @@ class Source:
     adapter: Path | None = None
     endpoint: str | None = None
     served_name: str | None = None
+    timeout: float = 120.0
+    """Seconds for one request to the server."""
     untrained: bool = False
     """A run's base: it rambles, and its answers may be cut sooner (probe.base_max_new_tokens)."""
 
@@ -61,6 +63,7 @@ def plan_target(
     base: str | None = None,
     endpoint: str | None = None,
     served_name: str | None = None,
+    timeout: float = 120.0,
     out: Path | None = None,
 ) -> Target:
     """Find what is to be asked.
@@ -74,6 +77,7 @@ def plan_target(
         base: a model that is asked first, for a "before"; for an adapter, the model it goes on.
         endpoint: a server that answers in the place of the model's weights.
         served_name: the model's name there.
+        timeout: seconds for one request to the server.
         out: folder of the evaluation's files.
 
     Raises:
@@ -96,7 +100,7 @@ def plan_target(
         where = runs / (name or label) / "eval"
     if endpoint is not None:
         last = sources[-1]
-        sources = (Source("served", last.folder, None, endpoint, served_name),)
+        sources = (Source("served", last.folder, None, endpoint, served_name, timeout),)
     return Target(sources, out or where, section, fmt)
 
 
@@ -144,7 +148,7 @@ def open_column(source: Source, target: Target) -> Iterator[tuple[Column, Any]]:
     if source.endpoint is not None:
         from smollora.endpoint import Endpoint, ServedGenerator
 
-        with Endpoint(source.endpoint, source.served_name) as endpoint:
+        with Endpoint(source.endpoint, source.served_name, timeout=source.timeout) as endpoint:
             endpoint.connect()
             served = ServedGenerator(endpoint, stop_ids=facts.stop_ids, opener_id=facts.open.id)
             yield Column(source.name, renderer, fmt, served, tokens, words), None

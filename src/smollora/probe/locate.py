@@ -2,8 +2,9 @@
 neighbour by neighbour.
 
 In: each column's answers to the same cases. Out: `Step`s: how many answers have the same ids, which
-outcomes changed, and whether that is more than chance. Two columns that hold the same model should
-answer alike; between base and adapter stands the training, which is there to change answers.
+outcomes changed, whether that is more than chance, and where the ids of a case part. Two columns
+that hold the same model should answer alike; between base and adapter stands the training, which is
+there to change answers: no partings are looked for there.
 Standard library only.
 """
 
@@ -16,6 +17,7 @@ from math import comb
 from typing import Any
 
 from smollora.probe import Asked
+from smollora.probe.parting import Parting, find_partings, say_margins
 
 BETWEEN = {
     ("base", "adapter"): "the training",
@@ -48,6 +50,8 @@ class Step:
     gained: Mapping[str, int] = field(default_factory=dict)
     chance: Mapping[str, float] = field(default_factory=dict)
     """Outcome -> how often chance alone would change it so unevenly (McNemar's exact test)."""
+    partings: tuple[Parting, ...] = ()
+    """Cases with different ids; none where the training lies between the columns."""
 
     @property
     def differs(self) -> tuple[str, ...]:
@@ -56,7 +60,9 @@ class Step:
 
     def as_dict(self) -> dict[str, Any]:
         """For summary.json."""
-        return {**asdict(self), "differs": list(self.differs), "says": say(self)}
+        partings = [{**asdict(each), "margin": each.margin} for each in self.partings]
+        said = {"differs": list(self.differs), "says": say(self)}
+        return {**asdict(self), "partings": partings, **said}
 
 
 def outcome(item: Asked, name: str) -> bool | None:
@@ -102,6 +108,7 @@ def compare(left: str, right: str, before: Sequence[Asked], after: Sequence[Aske
         lost,
         gained,
         {name: round(mcnemar(lost[name], gained[name]), 5) for name in OUTCOMES},
+        () if left == "base" else find_partings(before, after),
     )
 
 
@@ -119,12 +126,18 @@ def say(step: Step) -> str:
     if not step.differs:
         if step.same_ids == step.compared:
             return f"{step.left} and {step.right} agree: all {step.compared} answers are the same"
+        verdicts = (
+            "1 verdict" if step.verdicts_changed == 1 else f"{step.verdicts_changed} verdicts"
+        )
         return (
-            f"{step.left} and {step.right} agree: {same}, {step.verdicts_changed} verdicts"
-            " changed, no more than chance"
+            f"{step.left} and {step.right} agree: {same}, {verdicts} changed, no more than"
+            f" chance{say_margins(step.partings)}"
         )
     changes = ", ".join(
         f"{name} in {step.gained[name]} cases more and {step.lost[name]} less"
         for name in step.differs
     )
-    return f"{step.right} differs from {step.left}: {step.between} ({changes}; {same})"
+    return (
+        f"{step.right} differs from {step.left}: {step.between} ({changes}; {same})"
+        f"{say_margins(step.partings)}"
+    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,8 @@ from smollora.probe import (
     reasons,
     summarise,
 )
-from smollora.probe.locate import locate
+from smollora.probe.locate import Step
+from smollora.probe.steps import steps_between
 from smollora.probe.target import Target, load_column
 from smollora.progress import meter
 from smollora.render import Renderer
@@ -147,10 +149,13 @@ def probe_target(
     problems: list[SmolloraError] = list(broken)
     notes = _notes(renderer, cases)
     asked: dict[str, list[Asked]] = {}
+    batch_tokens = settings.batch_tokens or section.batch_tokens
+    loaders = {
+        column.name: partial(load_column, column, renderer.facts, batch_tokens, endpoint)
+        for column in target.columns
+    }
     for column in target.columns:
-        make = load_column(
-            column, renderer.facts, settings.batch_tokens or section.batch_tokens, endpoint
-        )
+        make = loaders[column.name]()
         todo: list[tuple[str, list[EvalCase], Sampling | None]] = [(column.name, cases, None)]
         if settings.sampled:
             sampling, words = read_sampling(column.folder or target.tokenizer, settings.seed)
@@ -175,21 +180,25 @@ def probe_target(
             del generator
         del make
     gate = section.gate if settings.gate is None else settings.gate
-    summary = {"cases": len(cases), "asked": named, **summarise_columns(asked, gate)}
+    steps = steps_between(_greedy(asked), cases, renderer, loaders, console)
+    summary = {"cases": len(cases), "asked": named, **summarise_columns(asked, gate, steps)}
     summary["notes"] = notes
     summary["broken_rows"] = [error.message for error in broken]
     records = [item.record for items in asked.values() for item in items]
     return Probed(summary, records, tuple(problems))
 
 
+def _greedy(asked: Mapping[str, Sequence[Asked]]) -> dict[str, Sequence[Asked]]:
+    return {name: items for name, items in asked.items() if not name.endswith(SAMPLED)}
+
+
 def summarise_columns(
-    asked: Mapping[str, Sequence[Asked]], gate: Mapping[str, float]
+    asked: Mapping[str, Sequence[Asked]], gate: Mapping[str, float], steps: Sequence[Step]
 ) -> dict[str, Any]:
     """Rates of every column, the steps between them, and the gate's verdict over the last greedy
     one.
     """
-    greedy = {name: items for name, items in asked.items() if not name.endswith(SAMPLED)}
-    judged = list(greedy)[-1]
+    judged = list(_greedy(asked))[-1]
     verdicts = judge(summarise(asked[judged]), gate)
     short = reasons(verdicts)
     return {
@@ -202,7 +211,7 @@ def summarise_columns(
             name: sum(item.failed for item in items) for name, items in asked.items()
         },
         "opener_logprob": {name: _opener(items) for name, items in asked.items()},
-        "steps": [step.as_dict() for step in locate(greedy)],
+        "steps": [step.as_dict() for step in steps],
         "judged": judged,
         "gate": verdicts,
         "reasons": short,

@@ -17,6 +17,8 @@ OVERALL = (
     *("spelled_out", "false_call", "false_call_no_tools", "false_call_irrelevant"),
     "false_call_near",
 )
+PARTINGS = 12
+"""Cases of a step that the terminal shows; summary.json holds all."""
 
 
 def show_probe(summary: Mapping[str, Any], console: Console) -> None:
@@ -40,6 +42,9 @@ def show_probe(summary: Mapping[str, Any], console: Console) -> None:
             for label in labels
         ]
         console.print(_table(f"{title}: calls made / wanted, false calls", names, lines))
+    for step in summary["steps"]:
+        if step.get("partings"):
+            console.print(_partings(step))
     for line in describe(summary):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -75,6 +80,38 @@ def _table(title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[
     for label, cells in rows:
         table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
+
+
+def _partings(step: Mapping[str, Any]) -> Table:
+    """Where the ids of a step part, the widest margins first; those without one come last."""
+
+    def width(parting: Mapping[str, Any]) -> float:
+        return -1.0 if parting["margin"] is None else float(parting["margin"])
+
+    rows = sorted(step["partings"], key=width, reverse=True)
+    title = f"where {step['left']} and {step['right']} part: token, and its margin over the other's"
+    if len(rows) > PARTINGS:
+        title += f" (the widest {PARTINGS} of {len(rows)})"
+    table = Table(title=title, title_justify="left", show_edge=False)
+    for name in ("case", "category", "at"):
+        table.add_column(name, justify="right" if name == "at" else "left")
+    for name in (step["left"], step["right"], "verdict"):
+        table.add_column(name)
+    for parting in rows[:PARTINGS]:
+        cells = (
+            *(parting["case_id"], parting["category"], str(parting["place"])),
+            *(_side(parting[side]) for side in ("left", "right")),
+            "same" if parting["same_verdict"] else "changed",
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _side(side: Mapping[str, Any]) -> str:
+    if side["token_id"] is None:
+        return "(ended)"
+    margin = "?" if side["margin"] is None else f"{side['margin']:+.2f}"
+    return f"{side['token']!r} {margin}"
 
 
 def _share(rate: Mapping[str, Any], *, interval: bool = False) -> str:

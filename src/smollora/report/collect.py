@@ -32,6 +32,7 @@ from smollora.report.contents import (
 )
 from smollora.report.fields import Fields, built, json_object, rows_of, text_file
 from smollora.report.lines import curve_point, record, token_row, with_logprobs
+from smollora.report.steps import read_steps
 from smollora.runs import SCHEMA_VERSION
 from smollora.types import Check
 
@@ -227,6 +228,7 @@ def _probe(summary: Fields) -> Probe:
         gates=tuple(_gate(name, gate.inner(name)) for name in gate.values),
         passed=summary.flag("passed"),
         reasons=tuple(str(reason) for reason in summary.items("reasons")),
+        steps=read_steps(summary),
     )
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smollora.types import Check
+
+if TYPE_CHECKING:
+    from smollora.report.steps import Step
 
 STAGES = ("inspect", "prepare", "verify", "mix", "train", "merge", "probe", "eval")
 MODELS = ("base", "base_stock", "adapter", "merged", "served")
@@ -201,6 +204,8 @@ class Probe:
     gates: tuple[Gate, ...]
     passed: bool | None
     reasons: tuple[str, ...]
+    steps: tuple[Step, ...] = ()
+    """Between neighbouring columns."""
 
     @property
     def before(self) -> str | None:
