@@ -46,6 +46,7 @@ MAY_IMPORT_TORCH_AT_ONCE = {
     "attention.blocks",
     "attention.gradient",
     "attention.segments",
+    "train.fused_lora",
     "train.head",
 }
 """They register operators when they are imported, and training imports them."""

@@ -16,6 +16,7 @@ from smollora.attention import blocks, use_tree_attention
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, Row, build_batch, plan_batches
 from smollora.errors import ModelError
+from smollora.train.fused_lora import FusedLora
 from smollora.train.head import head_loss
 from smollora.types import PARTS
 
@@ -114,6 +115,7 @@ class TreeLoss:
         self.device = device
         self.window = sliding_window(base.config)
         refuse_scaled_logits(base)
+        self.adapters = FusedLora(model, self.dtype)
         self.attention = attention or choose_attention(device)
         own = base.config._attn_implementation
         self._own_attention = "sdpa" if own in OWN_ATTENTION.values() else own
@@ -138,6 +140,7 @@ class TreeLoss:
         """Compute one pack."""
         import torch
 
+        self.adapters.refresh()
         longest = int(batch.position_ids.max()) + 1
         if self.window is not None and longest > self.window:
             raise ModelError(
@@ -181,6 +184,7 @@ class TreeLoss:
         trains = self.model.training
         low = self.dtype != torch.float32
         self.model.eval()
+        self.adapters.refresh()
         base.set_attn_implementation(self._own_attention)
         context: Any = torch.autocast(self.device, dtype=self.dtype) if low else nullcontext()
         try:

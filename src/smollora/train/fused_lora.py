@@ -1,0 +1,115 @@
+"""LoRA's two products inside the base layer's own: [x, x A'] times [W, scale B]'.
+
+In: a peft model. Out: the same functions and gradients, in two products forward where peft takes
+three and a sum. The surprise is not speed: in bfloat16 peft adds the adapter's output to one that
+is already rounded, and what is smaller than half of its last place vanishes; with a learning rate
+of 2e-4 that is most of what the first steps learn (docs/log.md). Inside one product both are summed
+in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class FusedLora:
+    """The fused layers of a model; `refresh` after whatever changed their factors."""
+
+    def __init__(self, peft: Any, dtype: torch.dtype) -> None:
+        """Args: a peft model on its device; layers whose weights are of another type than `dtype`,
+        the compute type, or that are no plain LoRA (DoRA, several adapters), stay peft's.
+        """
+        from peft.tuners.lora.layer import Linear
+
+        self.layers = [
+            module
+            for module in peft.modules()
+            if type(module) is Linear and can_fuse(module, dtype)
+        ]
+        for layer in self.layers:
+            _widen(layer)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Write the second factors, as they are now, beside the base weights."""
+        with torch.no_grad():
+            for layer in self.layers:
+                (name,) = layer.active_adapters
+                factor = layer.lora_B[name].weight
+                layer.wide_weight[:, -factor.shape[1] :] = factor * layer.scaling[name]
+
+
+def can_fuse(layer: Any, dtype: torch.dtype) -> bool:
+    """True for a peft Linear with one plain adapter around a plain layer of that type."""
+    base, names = layer.base_layer, tuple(layer.active_adapters)
+    return (
+        type(base) is torch.nn.Linear
+        and base.weight.dtype == dtype
+        and len(names) == 1
+        and names[0] in layer.lora_A
+        and names[0] not in layer.lora_variant
+        and layer.lora_A[names[0]].bias is None
+        and layer.lora_B[names[0]].bias is None
+        and not layer.fan_in_fan_out
+    )
+
+
+def _widen(layer: Any) -> None:
+    """Give a layer room for the second factor beside the base weight, which becomes a view."""
+    (name,) = layer.active_adapters
+    base = layer.base_layer
+    rank = layer.lora_B[name].weight.shape[1]
+    wide = torch.cat([base.weight.data, base.weight.new_zeros(base.weight.shape[0], rank)], dim=1)
+    base.weight.data = wide[:, :-rank]
+    layer.wide_weight = wide  # no buffer: nothing saves it, and `to` must not part it from the view
+    layer.forward = partial(_forward, layer)
+
+
+def _forward(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if layer.disable_adapters or layer.merged or args or kwargs:
+        out: Tensor = type(layer).forward(layer, inputs, *args, **kwargs)
+        return out
+    (name,) = layer.active_adapters
+    wide = layer.wide_weight
+    inputs = inputs.to(wide.dtype)
+    first = layer.lora_A[name].weight.to(wide.dtype)
+    low = functional.linear(layer.lora_dropout[name](inputs), first)
+    out = _WideProduct.apply(
+        inputs, low, layer.lora_B[name].weight, wide, layer.base_layer.bias, layer.scaling[name]
+    )
+    return out
+
+
+class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
+    """[inputs, low] [..., in + rank] times `wide` [out, in + rank]', whose last columns are the
+    second factor times `scale`; autograd alone would compute the frozen weight's gradient as well,
+    and keep the joined inputs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        low: Tensor,
+        factor: Tensor,
+        wide: Tensor,
+        bias: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        ctx.save_for_backward(low, wide)
+        ctx.scale, ctx.dtype = scale, factor.dtype
+        return functional.linear(torch.cat([inputs, low], dim=-1), wide, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        low, wide = ctx.saved_tensors
+        (gradient,) = gradients
+        rank = low.shape[-1]
+        joined = gradient @ wide
+        d_factor = (gradient.flatten(0, -2).T @ low.flatten(0, -2)).to(ctx.dtype) * ctx.scale
+        return joined[..., :-rank], joined[..., -rank:], d_factor, None, None, None

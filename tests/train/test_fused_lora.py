@@ -1,0 +1,102 @@
+"""LoRA inside the base layer's product: peft's values and gradients, and no small update lost."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from smollora.train.fused_lora import FusedLora
+from tiny_models import FAMILIES, tiny_model
+
+IDS = torch.arange(3, 43)[None]
+
+
+def adapted(family: str, **settings: Any) -> Any:
+    """A peft model whose second factors are no zeros."""
+    torch.manual_seed(3)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    model = tiny_model(family)
+    leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    chosen = [target for target in targets if target in leaves]
+    peft = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=chosen, **settings))
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return peft
+
+
+def outcome(peft: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and the gradients of their squares."""
+    logits = peft(input_ids=IDS).logits
+    logits.square().mean().backward()
+    named = peft.named_parameters()
+    return logits.detach(), {n: p.grad for n, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_values_and_gradients_are_pefts(family: str) -> None:
+    plain = adapted(family)
+    fused = deepcopy(plain)
+    layers = FusedLora(fused, torch.float32).layers
+    assert len(layers) == sum(type(m) is type(layers[0]) for m in plain.modules())
+    wanted, gradients = outcome(plain)
+    found, ours = outcome(fused)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    assert ours.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_an_update_below_the_last_place_of_bfloat16_is_not_lost() -> None:
+    """peft rounds the base's output and adds then: an update smaller than half of the last place
+    leaves no trace. Rounded once, each output is off, but their mean is the update's.
+    """
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 4096, bias=False)).bfloat16()
+    peft = get_peft_model(layer, LoraConfig(r=4, lora_alpha=4, target_modules=["0"]))
+    module = peft.base_model.model[0]
+    torch.nn.init.constant_(module.lora_B["default"].weight, 2e-5)
+    module.lora_A.bfloat16()
+    module.lora_B.bfloat16()
+    inputs = torch.randn(256, 64).bfloat16()
+    with torch.no_grad():
+        base = inputs.double() @ module.base_layer.weight.double().T
+        low = inputs.double() @ module.lora_A["default"].weight.double().T
+        update = low @ module.lora_B["default"].weight.double().T
+        wanted = update.mean(dim=1)  # over 4,096 outputs: rounding that is not biased averages out
+        before = module(inputs).double() - base
+        FusedLora(peft, torch.bfloat16)
+        after = module(inputs).double() - base
+    slope = [
+        float((each.mean(dim=1) * wanted).sum() / wanted.square().sum()) for each in (before, after)
+    ]
+    assert slope[0] < 0.2, "peft no longer loses it: is the fused product still needed?"
+    assert slope[1] == pytest.approx(1.0, abs=0.2)
+
+
+def test_what_is_no_plain_lora_stays_pefts() -> None:
+    assert not FusedLora(adapted("llama", use_dora=True), torch.float32).layers
+    assert not FusedLora(adapted("llama"), torch.bfloat16).layers, "weights of another type"
+
+
+def test_changed_factors_are_seen_after_refreshing_and_a_switched_off_adapter_is_off() -> None:
+    plain = adapted("llama")
+    fused = deepcopy(plain)
+    products = FusedLora(fused, torch.float32)
+    for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
+        if one.requires_grad:
+            with torch.no_grad():
+                one.mul_(0.5)
+                other.mul_(0.5)
+    products.refresh()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fused(input_ids=IDS).logits, plain(input_ids=IDS).logits, rtol=1e-4, atol=1e-6
+        )
+        with fused.disable_adapter(), plain.disable_adapter():
+            torch.testing.assert_close(fused(input_ids=IDS).logits, plain(input_ids=IDS).logits)
