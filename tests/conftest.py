@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
@@ -46,13 +47,19 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             session.config.add_cleanup(begin_install())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_to_look_through() -> None:
+_looked_through = 0
+
+
+def pytest_runtest_setup() -> None:
     """Libraries and test modules are half a million objects that never become garbage. Each stage
-    of a run collects, and looking through them was two thirds of the time of a tiny run.
+    of a run collects, and looking through them was two thirds of the time of a tiny run; so they
+    are put aside whenever more of them have been imported.
     """
-    gc.collect()
-    gc.freeze()
+    global _looked_through
+    if len(sys.modules) >= _looked_through + 100:
+        gc.collect()
+        gc.freeze()
+        _looked_through = len(sys.modules)
 
 
 @pytest.fixture(scope="module")
