@@ -1,27 +1,65 @@
-"""Fixtures that several test files use."""
+"""What all test files share: threads, order, garbage, and vLLM's environment made meanwhile."""
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
-import pytest
-import torch
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER:  # a process a core, whatever those start included; read when torch is imported
+    for _threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ.setdefault(_threads, "1")
 
-SLOWEST = ("test_serve_real", "test_notebooks", "test_smollm3_end_to_end", "test_trl_pairs")
-"""Files that take a minute or more each: they start first, so that no process ends with one."""
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from environment_of_vllm import begin_install  # noqa: E402
+
+SLOWEST = (
+    *("test_notebooks", "test_smollm3_end_to_end", "test_restart", "test_exact", "test_serve_real"),
+    *("test_pipeline", "test_cli", "test_launch", "test_scale", "test_trl_pairs"),
+)
+"""Files that take longest, in the order in which they start: no process ends with one, and vLLM's
+environment is made before the tests that serve with it.
+"""
 
 # Under nohup or in a script's background Ctrl-C is ignored, by programs under test as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # a process a core
+if WORKER:
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first; the order is otherwise as it was."""
-    items.sort(key=lambda item: item.path.stem not in SLOWEST)
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Where vLLM is going to be served, one process begins to make its environment."""
+    if WORKER in (None, "gw0") and not session.config.option.collectonly:
+        stems = {item.path.stem for item in session.items}
+        if "test_serve_real" in stems:
+            session.config.add_cleanup(begin_install())
+
+
+_looked_through = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Libraries and test modules are half a million objects that never become garbage. Each stage
+    of a run collects, and looking through them was two thirds of the time of a tiny run; so they
+    are put aside whenever more of them have been imported.
+    """
+    global _looked_through
+    if len(sys.modules) >= _looked_through + 100:
+        gc.collect()
+        gc.freeze()
+        _looked_through = len(sys.modules)
 
 
 @pytest.fixture(scope="module")

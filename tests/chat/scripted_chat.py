@@ -51,7 +51,7 @@ class ScriptedStream:
 def main() -> None:
     answers = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 
-    def open_stream(folder: Path) -> ScriptedStream:
+    def open_stream(folder: Path, *, alone: bool) -> ScriptedStream:
         return ScriptedStream(load_tokenizer_files(folder), answers)
 
     local.open_stream = open_stream  # type: ignore[assignment]

@@ -70,11 +70,17 @@ def trained(mixed: Path, name: str, launcher: tuple[str, ...]) -> tuple[Path, st
     return run, out
 
 
+@pytest.fixture(scope="module")
+def one(mixed: Path) -> Path:
+    """The training of one process."""
+    return trained(mixed, "one", ("-m", "smollora"))[0]
+
+
 @pytest.mark.parametrize("launcher", [torchrun, accelerate])
-def test_two_processes_train_what_one_does(mixed: Path, launcher: Any, request: Any) -> None:
-    name = request.node.callspec.id
-    one, _ = trained(mixed, f"{name}-one", ("-m", "smollora"))
-    two, out = trained(mixed, f"{name}-two", launcher(2))
+def test_two_processes_train_what_one_does(
+    mixed: Path, one: Path, launcher: Any, request: Any
+) -> None:
+    two, out = trained(mixed, f"{request.node.callspec.id}-two", launcher(2))
     summary = json.loads((two / "train" / "summary.json").read_text())
     assert (summary["processes"], summary["packs_per_step"]) == (2, 3)
     ours, theirs = curve(two), curve(one)

@@ -238,19 +238,21 @@ class OpenedModel:
         found = read_json(path) if path.is_file() else {}
         return from_generation_config(found if isinstance(found, dict) else {})
 
-    def load(self, warm_up: Session | None = None) -> None:
-        """Begin to load the weights, beside what else is done; then compute `warm_up`'s prompt."""
+    def load(self, warm_up: Session | None = None, *, alone: bool = False) -> None:
+        """Begin to load the weights, beside what else is done; then compute `warm_up`'s prompt.
+        `alone`: this process does nothing but chat, and may do without what no answer needs.
+        """
         if self._loaded is None:
             self._loaded = Future()
             # no daemon: an interpreter that ends while torch is being imported aborts
-            threading.Thread(target=self._load, args=(warm_up,)).start()
+            threading.Thread(target=self._load, args=(warm_up, alone)).start()
 
-    def _load(self, warm_up: Session | None) -> None:
+    def _load(self, warm_up: Session | None, alone: bool) -> None:
         assert self._loaded is not None
         collects = gc.isenabled()
         gc.disable()  # looking for garbage took an eighth of importing torch and transformers
         try:
-            stream = open_stream(self.folder)
+            stream = open_stream(self.folder, alone=alone)
             if warm_up is not None:
                 self.answerer.warm(warm_up, stream)
         except BaseException as error:  # handed to whoever asks for the weights
@@ -258,6 +260,8 @@ class OpenedModel:
         else:
             self._loaded.set_result(stream)
         finally:
+            if alone:
+                gc.freeze()  # looking through the libraries would keep the first answer waiting
             if collects:
                 gc.enable()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from smollora.chat.start import skip_what_no_answer_needs
 from smollora.models import load_model, on_gpu
 
 CHUNK = 256
@@ -180,10 +181,13 @@ def _processors(settings: Sampling) -> Any:
     return chain
 
 
-def open_stream(folder: Path) -> TokenStream:
-    """The weights of a folder, on the accelerator where there is one.
+def open_stream(folder: Path, *, alone: bool = False) -> TokenStream:
+    """The weights of a folder, on the accelerator where there is one. `alone`: this process does
+    nothing but chat, and does without what no answer needs.
 
     Raises:
         ModelError: no safetensors weights there, or they do not fit the config.
     """
+    if alone:
+        skip_what_no_answer_needs()
     return LocalStream(on_gpu(load_model(folder)))

@@ -72,7 +72,8 @@ def _local(
     opened = open_local(model, format_name=format_name)
     session = Session(system=system, tools=box.specs, settings=opened.settings())
     session = _begun(session, settings, saved)
-    opened.load(session)
+    # In a pipe the question is there before the weights are: nothing to compute ahead of it.
+    opened.load(session if sys.stdin.isatty() else None, alone=True)
     _talk(session, opened.answerer, box, f"{opened.folder}, {opened.answerer.fmt.name} calls")
 
 

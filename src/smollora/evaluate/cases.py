@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -17,8 +18,14 @@ from smollora.errors import DataError
 from smollora.types import Conversation, EvalCase, Message, Reject, Role, ToolCall
 
 
-def starter_cases(split: str = "heldout") -> list[EvalCase]:
+def starter_cases() -> list[EvalCase]:
     """The held-out starter conversations as cases: one a conversation, at its last decision."""
+    return list(_starter_cases())
+
+
+@cache
+def _starter_cases() -> tuple[EvalCase, ...]:
+    """Read once in a process: it takes a third of a second, and stages ask for them in turn."""
     from smollora.data.starter import build_general_rows, build_rows
 
     cases: list[EvalCase] = []
@@ -31,7 +38,7 @@ def starter_cases(split: str = "heldout") -> list[EvalCase]:
             )
         found = conversation_cases(conversation, record["subcategory"])
         cases.extend(replace(case, language=record["task"]) for case in found)
-    return cases
+    return tuple(cases)
 
 
 def probe_cases() -> list[EvalCase]:

@@ -81,8 +81,11 @@ def python_of(folder: Path) -> Path:
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """Environment variables for another Python: without those that would lend it our packages."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    """Environment variables for another Python: without those that would lend it our packages, or
+    have it compile vLLM's modules again at every start (container images like to set the last).
+    """
+    left_out = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+    kept = {k: v for k, v in os.environ.items() if k not in left_out}
     return {**kept, **more}
 
 
