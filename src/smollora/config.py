@@ -269,7 +269,7 @@ class PartWeights(Section):
     )
 
 
-TRAIN_SIDE_KEYS = ("checkpoint_every", "resume", "report_to")
+TRAIN_SIDE_KEYS = ("checkpoint_every", "resume", "report_to", "activation_checkpointing")
 """Keys of `train` that change nothing of what is trained."""
 
 
@@ -347,6 +347,15 @@ class TrainSection(Section):
     compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = Field(
         default="auto",
         description="auto: where a C++ compiler is there and the run is long enough to repay it.",
+    )
+    activation_checkpointing: Annotated[
+        Literal["auto", "on", "off"], BeforeValidator(_on_or_off)
+    ] = Field(
+        default="auto",
+        description=(
+            "Compute layers again on the way back instead of keeping what they held: less memory,"
+            " a third more time. auto: where a pack would not fit into free memory."
+        ),
     )
     seed: int = Field(default=7, description="Of first factors, dropout and the order of rows.")
     checkpoint_every: StepsOrTime = Field(

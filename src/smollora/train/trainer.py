@@ -25,6 +25,7 @@ from smollora.errors import Interrupted
 from smollora.memory import keep_freed_memory
 from smollora.runs import whole_folder
 from smollora.train import checkpoint
+from smollora.train.activations import checkpoint_layers, wants_checkpointing
 from smollora.train.adapter import attach_adapter, compute_rows_apart, leave_casting_to_autocast
 from smollora.train.checks import check_settings
 from smollora.train.decisions import Counts, Ends, ask_prompts, plan_prompts
@@ -112,6 +113,9 @@ def train_adapter(
     compiled = settings.compile == "on" or (
         settings.compile == "auto" and can_compile() and most >= COMPILE_FROM[device]
     )
+    checkpointed = wants_checkpointing(peft, settings, dtype, device)
+    if checkpointed:
+        checkpoint_layers(peft)
     if compiled:
         _compile_layers(loss_of.decoder)
     origin = describe_origin(settings, base, rows, validation, plan, packs, dtype)
@@ -213,6 +217,7 @@ def train_adapter(
         "processes": steps.processes,
         "packs_per_step": packs,
         "compiled": compiled,
+        "activation_checkpointing": checkpointed,
         "dtype": dtype,
     }
     return Trained(peft, summary, curve)
