@@ -354,7 +354,7 @@ class TrainSection(Section):
         default="auto",
         description=(
             "Compute layers again on the way back instead of keeping what they held: less memory,"
-            " a third more time. auto: where a pack would not fit into free memory."
+            " more time. auto: where a pack would not fit into free memory."
         ),
     )
     seed: int = Field(default=7, description="Of first factors, dropout and the order of rows.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from smollora.errors import ConfigError, SmolloraError
@@ -178,6 +179,19 @@ def test_two_trainings_with_one_seed_are_equal_and_with_another_are_not(tmp_path
     )
     assert first == again
     assert first != other
+
+
+def test_every_process_goes_on_with_its_own_random_numbers(tmp_path: Path) -> None:
+    wanted, states = [], []
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        states.append(torch.random.get_rng_state())
+        wanted.append(torch.rand(5))
+    checkpoint.save_tensors(tmp_path / "random.safetensors", {"cpu": torch.stack(states)})
+    lines = checkpoint.load_tensors(tmp_path / "random.safetensors")["cpu"]
+    for rank in (1, 0):
+        torch.random.set_rng_state(checkpoint.line_of(lines, rank))
+        assert torch.equal(torch.rand(5), wanted[rank])
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,3 +271,12 @@ def drop_other_bests(folder: Path, keep: int | None) -> None:
     for path in folder.glob(f"{BEST}-*"):
         if keep is None or path.name != f"{BEST}-{keep:08d}":
             shutil.rmtree(path, ignore_errors=True)
+
+
+def line_of(states: Any, rank: int) -> Any:
+    """One process's line of the generators' states [processes, bytes].
+
+    A copy: torch (2.13) reads a generator's state from where the storage begins, so that a view
+    crashes it or sets the state of the first process.
+    """
+    return states[rank].clone()

@@ -185,9 +185,9 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
                 return
             lines = checkpoint.load_tensors(Path(checkpoint_folder) / "random.safetensors")
             if steps.rank < len(lines["cpu"]):  # else more processes than there were
-                torch.random.set_rng_state(lines["cpu"][steps.rank])
+                torch.random.set_rng_state(checkpoint.line_of(lines["cpu"], steps.rank))
                 if "cuda" in lines and torch.cuda.is_available():
-                    torch.cuda.set_rng_state(lines["cuda"][steps.rank])
+                    torch.cuda.set_rng_state(checkpoint.line_of(lines["cuda"], steps.rank))
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
