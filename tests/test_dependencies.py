@@ -45,6 +45,7 @@ MAY_IMPORT_TORCH_AT_ONCE = {
     "attention",
     "attention.blocks",
     "attention.gradient",
+    "attention.interface",
     "attention.segments",
     "train.fused_lora",
     "train.head",

@@ -78,9 +78,14 @@ def test_whoever_compiles_after_all_gets_the_compiler() -> None:
     assert run(COMPILED).stdout.split() == ["module", "True"]
 
 
-def test_the_command_starts_so_and_answers_in_a_pipe(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny model that can be chatted with."""
     tokenizer = tiny_tokenizer(template=load_shipped("chatml_tools"))
-    folder = save_model(tiny_model("llama"), tokenizer, tmp_path / "model")
+    return save_model(tiny_model("llama"), tokenizer, tmp_path / "model")
+
+
+def test_the_command_starts_so_and_answers_in_a_pipe(folder: Path) -> None:
     program = (
         "import sys; from smollora.cli import main\n"
         f"sys.argv = ['smollora', 'chat', {str(folder)!r}, '--set', 'max_new_tokens=3']\n"
@@ -91,10 +96,8 @@ def test_the_command_starts_so_and_answers_in_a_pipe(tmp_path: Path) -> None:
     assert run(program, input="Hello?\n").stdout.splitlines()[-1] == "imported: []"
 
 
-def test_a_program_that_chats_beside_other_work_keeps_its_libraries(tmp_path: Path) -> None:
+def test_a_program_that_chats_beside_other_work_keeps_its_libraries(folder: Path) -> None:
     """`smollora.Chat` is used in notebooks, where somebody may need scipy."""
-    tokenizer = tiny_tokenizer(template=load_shipped("chatml_tools"))
-    folder = save_model(tiny_model("llama"), tokenizer, tmp_path / "model")
     program = (
         "import sys, smollora\n"
         f"smollora.Chat({str(folder)!r}, max_new_tokens=2).say('Hello?')\n"

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from smollora.attention.gradient import tree_attention_backward
+from smollora.attention.interface import as_interface, set_attention
 from smollora.attention.segments import additive, read_groups
-from smollora.errors import ModelError
 
 NAME = "smollora_tree"
 """What a model's attention implementation is set to."""
@@ -94,41 +94,12 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
 tree_attention.register_autograd(_backward, setup_context=_setup)
 
 
-def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    segments: Tensor,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface.
-
-    Raises:
-        ModelError: the layer wants what a tree does not compute.
-    """
-    if softcap is not None or s_aux is not None:
-        raise ModelError(
-            "this model's attention has soft caps or sinks, which packed trees do not compute",
-            "train it with another trainer; inspect, prepare, verify and probe serve it as well",
-        )
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    query, key = (
-        query.to(value.dtype),
-        key.to(value.dtype),
-    )  # rotation leaves float32 under autocast
-    out, _sums = tree_attention(query, key, value, segments, scale)
-    return out.transpose(1, 2).contiguous(), None
+@as_interface
+def _attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
+    out, _sums = tree_attention(query, key, value, seen, scale)
+    return out
 
 
 def use_tree_attention(model: Any) -> None:
-    """Set a transformers model to tree attention; its forward then needs `segments=`."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, _attention)
-    model.set_attn_implementation(NAME)
+    """Set a transformers model to tree attention; `seen=` is the table of segments."""
+    set_attention(model, NAME, _attention)

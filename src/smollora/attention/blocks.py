@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from smollora.errors import ModelError
+from smollora.attention.interface import as_interface, set_attention
 
 NAME = "smollora_tree_blocks"
 """What a model's attention implementation is set to."""
@@ -62,46 +62,15 @@ def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    blocks: BlockMask,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface.
-
-    Raises:
-        ModelError: the layer wants what a tree does not compute.
-    """
-    if softcap is not None or s_aux is not None:
-        raise ModelError(
-            "this model's attention has soft caps or sinks, which packed trees do not compute",
-            "train it with another trainer; inspect, prepare, verify and probe serve it as well",
-        )
-    query, key = query.to(value.dtype), key.to(value.dtype)  # float32 after rotation, in autocast
+@as_interface
+def _attention(query: Tensor, key: Tensor, value: Tensor, seen: BlockMask, scale: float) -> Tensor:
     alone = query.is_cuda and not torch.compiler.is_compiling()
     attend = _compiled() if alone else flex_attention
-    out = attend(
-        query,
-        key,
-        value,
-        block_mask=blocks,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return out.transpose(1, 2).contiguous(), None
+    grouped = query.shape[1] != key.shape[1]
+    out: Tensor = attend(query, key, value, block_mask=seen, scale=scale, enable_gqa=grouped)
+    return out
 
 
 def use_block_attention(model: Any) -> None:
-    """Set a transformers model to FlexAttention; its forward then needs `blocks=`."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, _attention)
-    model.set_attn_implementation(NAME)
+    """Set a transformers model to FlexAttention; `seen=` is the `block_mask`."""
+    set_attention(model, NAME, _attention)

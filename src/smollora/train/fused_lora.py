@@ -3,7 +3,7 @@
 In: a peft model. Out: the same functions and gradients, in two products forward where peft takes
 three and a sum. The surprise is not speed: in bfloat16 peft adds the adapter's output to one that
 is already rounded, and what is smaller than half of its last place vanishes; with a learning rate
-of 2e-4 that is most of what the first steps learn (docs/log.md). Inside one product both are summed
+of 2e-4 that is much of what the first steps learn (docs/log.md). Inside one product both are summed
 in float32 and rounded once.
 """
 

@@ -130,10 +130,10 @@ class TreeLoss:
     def _what_is_seen(self, batch: Batch) -> dict[str, Any]:
         """The argument that tells the layers which tokens see which."""
         if self.attention == "trees":
-            return {"segments": batch.segments}
+            return {"seen": batch.segments}
         if self.attention == "blocks":
             length = batch.token_ids.shape[1]
-            return {"blocks": blocks.block_mask(batch.segments, length, self.device)}
+            return {"seen": blocks.block_mask(batch.segments, length, self.device)}
         return {"attention_mask": batch.mask().to(self.device)}
 
     def __call__(self, batch: Batch) -> PackLoss:
