@@ -22,6 +22,7 @@ import torch
 from smollora import cli, pipeline
 from smollora.data.ledger import read_ledger
 from smollora.stages import Run
+from smollora.templates.engine import ChatTemplate, load_shipped
 from tiny_runs import (
     CASES,
     CITIES,
@@ -328,6 +329,38 @@ def test_a_model_without_a_chat_template_says_how_to_give_one(go: Go, tmp_path: 
     one_message(with_model(go, folder), 2, "no chat template", "shipped:chatml_tools")
     said = go("inspect", model__source=str(folder), model__template="shipped:chatml_tools")
     assert said.code == 0, said.err
+
+
+@pytest.mark.parametrize(
+    ("tags", "settings", "as_calls"),
+    [
+        ((), {}, True),
+        ((), {"model__tools_as": "json"}, False),
+        (DELIMITERS, {}, False),
+        (DELIMITERS, {"model__tools_as": "calls"}, True),
+        ((), {"model__template": "shipped:chatml_tools"}, False),
+    ],
+    ids=["new delimiters", "json asked for", "known delimiters", "calls asked for", "by name"],
+)
+def test_tools_are_shown_as_calls_where_the_delimiters_are_new(
+    go: Go, tmp_path: Path, tags: tuple[str, ...], settings: dict[str, Any], as_calls: bool
+) -> None:
+    said = go("inspect", model__source=str(write_model(tmp_path / "m", tags=tags)), **settings)
+    assert said.code == 0, said.err
+    source = (tmp_path / "runs/tiny/base/chat_template.jinja").read_text(encoding="utf-8")
+    assert ("set tools_as_calls = true" in source) is as_calls
+    prompt = ChatTemplate(source).render(
+        [{"role": "user", "content": "Hi"}],
+        [{"name": "ping", "parameters": {"type": "object", "properties": {"n": {}}}}],
+    )
+    assert ('{"name": "ping", "arguments": {"n"?: any}}' in prompt) is as_calls
+
+
+def test_tools_as_calls_want_the_template_that_can(go: Go, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(load_shipped("chatml_tools"), encoding="utf-8")
+    said = go("inspect", model__tools_as="calls", model__template=str(mine))
+    one_message(said, 2, "model.tools_as=calls", "model.tools_as=auto")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,14 @@ class ModelSection(Section):
             " or shipped:NAME."
         ),
     )
+    tools_as: Literal["auto", "json", "calls"] = Field(
+        default="auto",
+        description=(
+            "How the shipped ChatML template shows tools: json, their schema; calls, the call that"
+            " is to be made, with types in place of values; auto: calls where the delimiters are"
+            " new to the model, else json."
+        ),
+    )
     equip: bool = Field(
         default=True,
         description="Add the format's delimiters as tokens where the tokenizer has none.",

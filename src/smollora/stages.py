@@ -53,6 +53,7 @@ from smollora.templates import audit as template_audit
 from smollora.templates import repair as template_repair
 from smollora.templates.audit import choose_template
 from smollora.templates.engine import load_shipped
+from smollora.templates.repair.own_words import set_value
 from smollora.tokens import RESULT_TAGS, TokenFacts, read_token_facts
 from smollora.types import Check, EvalCase
 
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from smollora.train import StepReport
 
 PREVIEW_ROWS = 39
+SHOWS_CALLS = "chatml_tools"
+"""The shipped template that can show tools as calls."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def inspect(run: Run) -> dict[str, Any]:
             model = load_model(source, trust_remote_code=section.trust_remote_code)
             added = equip(model, tokenizer, (*tokens_of(run.format), *RESULT_TAGS))
             model.save_pretrained(work)
-        template, repaired = _choose_template(run, stock, tokenizer)
+        template, repaired = _choose_template(run, stock, tokenizer, new_to_it=bool(added))
         after = template_audit.audit(template, tokenizer, fmt=run.format)
         tokenizer.chat_template = template
         tokenizer.save_pretrained(work)
@@ -185,19 +188,39 @@ def _delimiter(facts: TokenFacts, which: str) -> dict[str, Any]:
     }
 
 
-def _choose_template(run: Run, stock: str | None, tokenizer: Any) -> tuple[str, bool]:
+def _choose_template(
+    run: Run, stock: str | None, tokenizer: Any, *, new_to_it: bool
+) -> tuple[str, bool]:
     """(template to train with, whether it differs from the stock one)."""
-    wanted = run.recipe.model.template
+    section = run.recipe.model
+    wanted, tools_as, shipped = section.template, section.tools_as, ""
     if wanted == "auto":
         result = template_repair.repair(stock or "", tokenizer, fmt=run.format)
-        return result.source, bool(result.changes)
-    if wanted.startswith("shipped:"):
-        return load_shipped(wanted.removeprefix("shipped:")), True
-    path = Path(wanted).expanduser()
+        source, changed, shipped = result.source, bool(result.changes), result.shipped
+    elif wanted.startswith("shipped:"):
+        shipped = wanted.removeprefix("shipped:")
+        source, changed = load_shipped(shipped), True
+    else:
+        source, changed = _read_template(wanted), True
+    if tools_as == "auto":
+        tools_as = "calls" if new_to_it and wanted == "auto" else "json"
+        if shipped != SHOWS_CALLS:
+            return source, changed
+    if shipped != SHOWS_CALLS:
+        raise TemplateError(
+            f"model.tools_as={tools_as} wants the shipped template {SHOWS_CALLS}, and this run's is"
+            f" {f'the shipped {shipped}' if shipped else 'another'}",
+            f"set model.tools_as=auto, or model.template=shipped:{SHOWS_CALLS}",
+        )
+    return set_value(source, "tools_as_calls", tools_as == "calls"), changed
+
+
+def _read_template(name: str) -> str:
+    path = Path(name).expanduser()
     if not path.is_file():
         raise TemplateError(f"template file {path} is not there", "check model.template")
     try:
-        return path.read_text(encoding="utf-8"), True
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise TemplateError(
             f"template file {path} is not UTF-8: {error}", "save it as UTF-8"

@@ -339,6 +339,24 @@ def test_the_published_smollm3_template_has_these_faults_and_no_others() -> None
     assert all(check.at is not None for check in checks if not check.ok)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "ok"),
+    [
+        ('{"city": "string", "daily"?: boolean, "station"?: any}', True),
+        ('{"city": "string"}', False),
+    ],
+)
+def test_a_tool_as_the_call_to_be_made_shows_every_argument(arguments: str, ok: bool) -> None:
+    """Words beside it tell of all of them, so that only the call itself can be at fault."""
+    tool = (
+        "('station ' ~ tool.function.description ~ '\\n{\"name\": \"' ~ tool.function.name ~ '\", '"
+        f" ~ '\"arguments\": ' ~ ('{arguments}' if loop.first else '{{}}') ~ '}}')"
+    )
+    source = GOOD.replace("(tool | tojson)", tool)
+    (check,) = [c for c in audit(source, LetterTokenizer()) if c.name == "tools_as_json"]
+    assert check.ok is ok, check.detail
+
+
 def test_evidence_says_at_which_token_it_is() -> None:
     source = GOOD.replace("(tool | tojson)", "(tool | string)")
     (check,) = [c for c in audit(source, LetterTokenizer()) if c.name == "tools_as_json"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from smollm3_tokenizer import added_tokens, smollm3_tokenizer
+from smollora.data.starter import load_domains
 from smollora.formats.hermes import HERMES
 from smollora.templates.audit import audit
 from smollora.templates.engine import ChatTemplate, load_shipped
+from smollora.templates.repair.own_words import set_value
 from smollora.types import ToolCall
 
 CHATML = ChatTemplate(load_shipped("chatml_tools"))
@@ -162,6 +166,103 @@ def test_a_tool_without_description_or_parameters_has_empty_ones() -> None:
         [{"role": "user", "content": "Hi"}], [{"name": "ping", "parameters": None}]
     )
     assert '\n{"name": "ping", "description": "", "parameters": {}}\n' in text
+
+
+AS_CALLS = ChatTemplate(set_value(load_shipped("chatml_tools"), "tools_as_calls", True))
+DRAW: dict[str, Any] = {
+    "name": "draw",
+    "description": "Draw things",
+    "parameters": {
+        "type": "object",
+        "description": "One picture",
+        "$defs": {"c": {"type": "string"}},
+        "properties": {
+            "title": {"type": "string", "description": 'The "title"'},
+            "size": {"type": "integer", "minimum": 1, "default": None},
+            "style": {"enum": ["ink", "oil"], "description": "How"},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2},
+            "parts": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"at": {"type": ["number", "null"]}, "items": {"type": "array"}},
+                    "required": ["at"],
+                    "additionalProperties": False,
+                },
+            },
+            "colour": {"anyOf": [{"$ref": "#/$defs/c"}, {"type": "null"}]},
+        },
+        "required": ["title", "size", "ghost"],
+    },
+}
+DRAWN = """\
+<tools>
+Draw things
+- arguments: One picture {"$defs": {"c": {"type": "string"}}, \
+"required": ["title", "size", "ghost"]}
+- title: The "title"
+- size: {"minimum": 1, "default": null}
+- style: How
+- tags: {"minItems": 2}
+- tags[]: {"enum": ["a", "b"]}
+- parts[]: {"additionalProperties": false}
+- colour: {"anyOf": [{"$ref": "#/$defs/c"}, {"type": "null"}]}
+{"name": "draw", "arguments": {"title": "string", "size": integer, "style"?: "ink" | "oil", \
+"tags"?: [any], "parts"?: [{"at": number | null, "items"?: array}], "colour"?: any}}
+
+Time
+{"name": "now", "arguments": {}}
+
+{"name": "ping", "arguments": {}}
+</tools>
+"""
+
+
+def test_tools_as_calls_show_the_call_that_is_to_be_made() -> None:
+    """Types stand where values will; what they do not say stands above, as words and as JSON."""
+    user = [{"role": "user", "content": "Hi"}]
+    tools = [DRAW, {"type": "function", "function": {**BARE, "strict": False}}, {"name": "ping"}]
+    assert DRAWN in AS_CALLS.render(user, tools)
+
+
+def test_tools_as_calls_take_schemas_that_are_none() -> None:
+    odd = {"properties": [1], "required": True, "enum": 3, "type": "object", "items": 4}
+    bad = {"properties": {"s": True, "k": {"enum": []}, "d": {"description": {"a": 1}, "type": 7}}}
+    text = AS_CALLS.render(
+        [{"role": "user", "content": "Hi"}],
+        [{"name": "odd", "parameters": odd}, {"name": "bad", "parameters": bad}],
+    )
+    assert '- arguments: {"properties": [1], "required": true, "enum": 3, "items": 4}\n' in text
+    assert '{"name": "odd", "arguments": {}}\n' in text
+    assert '- d: {"description": {"a": 1}}\n' in text
+    assert '{"name": "bad", "arguments": {"s"?: any, "k"?: any, "d"?: any}}\n' in text
+
+
+def test_tools_as_calls_lose_no_word_of_the_starter_tools() -> None:
+    """Every name, description, choice and bound of every tool is in the prompt."""
+    for domain in load_domains("train"):
+        for tool in domain.tools.values():
+            text = AS_CALLS.render([{"role": "user", "content": "Hi"}], [tool])
+            lost = [word for word in words_of(tool["parameters"]) if word not in text]
+            assert (tool["name"], lost) == (tool["name"], [])
+            assert tool["description"] in text
+
+
+def words_of(schema: Any) -> Iterator[str]:
+    """Names of arguments, and the values of all keywords but types."""
+    for key, value in schema.items() if isinstance(schema, dict) else ():
+        if key == "properties":
+            yield from (f'"{name}"' for name in value)
+            for inner in value.values():
+                yield from words_of(inner)
+        elif key == "items":
+            yield from words_of(value)
+        elif key == "enum":
+            yield from (json.dumps(each, ensure_ascii=False) for each in value)
+        elif key == "description":
+            yield value
+        elif key not in ("type", "required"):
+            yield f'"{key}": {json.dumps(value, ensure_ascii=False)}'
 
 
 def test_calls_are_written_as_the_format_writes_them() -> None:
@@ -319,6 +420,14 @@ def test_the_added_tokens_of_smollm3_are_256() -> None:
         "</tool_call>",
     ]
     assert names[-1] == "<|reserved_special_token_247|>"
+
+
+@pytest.mark.network
+def test_tools_as_calls_pass_the_whole_audit() -> None:
+    checks = audit(AS_CALLS.source, smollm3_tokenizer())
+    assert [(check.name, check.detail) for check in checks if not check.ok] == []
+    (said,) = [check.detail for check in checks if check.name == "tools_as_json"]
+    assert "as the call that is to be made" in said
 
 
 @pytest.mark.network

@@ -9,6 +9,7 @@ from typing import Any
 
 from smollora.templates.audit.samples import CLOCK, TOOLS, WEATHER, system, user
 from smollora.templates.audit.subject import FOR_INFORMATION, Finding, Subject
+from smollora.types import ToolSpec
 
 WANTED = ("get_weather", "Weather of one city", "station", "get_time", "Time at one place")
 CONTROL_WORD = re.compile(r"""["'](/[a-z][a-z_]{2,30})["']""")
@@ -43,6 +44,9 @@ def tools_as_json(subject: Subject) -> Finding:
         around = prompt[max(0, place - 200) : place + 400]
         if PYTHON_KEY.search(around) or any(word not in prompt for word in WANTED):
             return subject.shown(False, "not JSON", prompt, place)
+        if _as_a_call(prompt, tool):
+            words = f"{FOR_INFORMATION}as the call that is to be made"
+            return subject.shown(True, words, prompt, place)
         if '"name":' in around:
             return subject.shown(False, "JSON without the tool's own parameters", prompt, place)
         words = f"{FOR_INFORMATION}in a grammar of this family's own"
@@ -56,6 +60,22 @@ def _is_tool(value: Any, name: str, parameters: Mapping[str, Any]) -> bool:
         and value.get("name") == name
         and value.get("parameters") == parameters
     )
+
+
+def _as_a_call(prompt: str, tool: ToolSpec) -> bool:
+    """Whether one line calls the tool with every argument of its schema, nested ones too."""
+    start = f'{{"name": "{tool.name}", "arguments": {{'
+    names = _argument_names(tool.parameters)
+    lines = [line for line in prompt.splitlines() if line.startswith(start)]
+    return any(all(f'"{name}"' in line for name in names) for line in lines)
+
+
+def _argument_names(schema: Any) -> list[str]:
+    if not isinstance(schema, Mapping):
+        return []
+    inner = schema.get("properties") or {}
+    nested = [*inner.values(), schema.get("items")]
+    return [*inner, *(name for each in nested for name in _argument_names(each))]
 
 
 def tools_despite_control_words(subject: Subject) -> Finding:
