@@ -41,6 +41,7 @@ def wait_for_everyone(device: str) -> None:
     """
     if processes() == 1:
         return
+    prepare_sharding()
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu", backend=backend(device), timeout=LONGEST_WAIT)
@@ -72,19 +73,69 @@ def backend(device: str) -> str:
     return "gloo" if device == "cpu" else "nccl"
 
 
-def refuse_sharding() -> None:
-    """Raise where accelerate was configured to shard the model.
+def shards() -> bool:
+    """True where accelerate was told to spread the weights over the processes (FSDP)."""
+    return _asked("ACCELERATE_USE_FSDP")
+
+
+def check_sharding() -> None:
+    """Raise where accelerate was configured to shard the model in a way that does not go.
 
     Raises:
-        ConfigError: FSDP or DeepSpeed is asked for.
+        ConfigError: DeepSpeed, FSDP 1, parts of FSDP 2 that are not met here, or one process.
     """
-    for name, variable in (
-        ("FSDP", "ACCELERATE_USE_FSDP"),
-        ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED"),
-    ):
-        if os.environ.get(variable, "").lower() in ("1", "true"):
-            raise ConfigError(
-                f"{name} is asked for, and smollora trains data parallel only: every process holds"
-                " the whole model",
-                "launch with `accelerate launch --multi_gpu` or torchrun",
-            )
+    plain = "launch with `accelerate launch --multi_gpu` or torchrun, or with --use_fsdp"
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            "DeepSpeed is asked for, and smollora shards a model with FSDP 2 alone",
+            f"{plain} --fsdp_version 2",
+        )
+    if not shards():
+        return
+    if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+        raise ConfigError(
+            f"FSDP {version} is asked for, and smollora shards a model with FSDP 2 alone",
+            f"{plain} --fsdp_version 2",
+        )
+    if _asked("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise ConfigError(
+            "FSDP's own activation checkpointing is asked for, which smollora does not use",
+            "set fsdp_activation_checkpointing to false and train.activation_checkpointing=on",
+        )
+    if _asked("FSDP_OFFLOAD_PARAMS"):
+        raise ConfigError(
+            "FSDP is asked to keep weights in the processor's memory, which smollora does not do",
+            "set fsdp_offload_params to false, and start more processes if memory runs out",
+        )
+    if processes() == 1:
+        raise ConfigError(
+            "FSDP is asked for, and one process was launched: there is nobody to share with",
+            "set --num_processes to 2 or more, or leave --use_fsdp out",
+        )
+
+
+def prepare_sharding() -> None:
+    """Settle what accelerate reads from the environment: a layer is what is gathered at one time,
+    and every process loads the model for itself before it gives its share away.
+
+    Without the second, transformers leaves the weights of all but the first process unset.
+    """
+    if shards():
+        os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+
+
+def shard_on_cpu_too() -> None:
+    """Let accelerate shard where there is no GPU: of itself (1.15) it does so on GPUs alone, and
+    quietly gives every process the whole model elsewhere.
+    """
+    from accelerate import Accelerator, PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = Accelerator(cpu=True).state  # one for the whole process, the Trainer's as well
+    state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin()
+
+
+def _asked(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true")

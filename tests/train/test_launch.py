@@ -111,18 +111,24 @@ def test_what_only_one_process_can_do_is_refused(mixed: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 @pytest.mark.parametrize("packs", [3, 4])
-def test_the_processes_take_every_pack_of_a_step_once(packs: int, processes: int) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_processes_take_every_pack_of_a_step_once(
+    sharded: bool, packs: int, processes: int
+) -> None:
     plan = plan_batches(ROWS, length=96, seed=1)
-    plans = [StepPlan(plan, 8, PAD, packs, rank, processes) for rank in range(processes)]
+    plans = [StepPlan(plan, 8, PAD, packs, rank, processes, sharded) for rank in range(processes)]
     assert plan.steps > packs, "an epoch has more than one step"
     for epoch in range(2):
         seen: list[str] = []
         for place in range(plans[0].per_epoch):
             index = epoch * plans[0].per_epoch + place
             made = [each[index] for each in plans]
-            held = [b for step in made if not step.idle for b in step.batches]
+            held = [b for step in made for b in step.held]
             seen += [row for batch in held for row in batch.row_ids]
-            idle = [b for step in made if step.idle for b in step.batches]
+            idle = [b for step in made for b in step.batches[len(step.held) :]]
+            assert all(step.batches for step in made), "every process exchanges gradients"
+            if sharded:
+                assert len({len(step.batches) for step in made}) == 1, "and weights"
             assert all(float(batch.weights.sum()) == 0 for batch in idle)
             assert sorted(row for b in held for row in b.row_ids) == sorted(plans[0].row_ids(index))
         assert sorted(seen) == sorted(row.conversation_id for row in ROWS)
@@ -136,13 +142,6 @@ def test_a_pack_after_the_other_is_one_large_pack(tmp_path: Path) -> None:
     assert [e["loss"] for e in many.curve] == pytest.approx(
         [e["loss"] for e in whole.curve], abs=1e-4
     )
-
-
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(ConfigError, match="data parallel only"):
-        launch.refuse_sharding()
 
 
 def test_more_processes_than_packs_are_refused(

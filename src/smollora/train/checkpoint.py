@@ -166,6 +166,46 @@ def trained_tensors(peft: Any) -> dict[str, Any]:
     return {name: p for name, p in peft.named_parameters() if p.requires_grad}
 
 
+def whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tensors; those that are spread over processes (FSDP) put together, for which every
+    process must call this.
+    """
+    return {
+        name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def share_of(tensor: Any, like: Any) -> Any:
+    """A whole tensor as `like` holds it: this process's share where that one is spread."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    here = tensor.to(like.device)
+    return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def share_held(peft: Any) -> float:
+    """Share of the model's numbers that this process holds; 1 where nothing is spread."""
+    parameters = list(peft.parameters())
+    here: int = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters)
+    everywhere: int = sum(p.numel() for p in parameters)
+    return round(here / everywhere, 3)
+
+
+def gather_trained(peft: Any) -> None:
+    """Put what is trained together in every process; the model computes no more after that."""
+    import torch
+
+    for module in peft.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None or not parameter.requires_grad:
+                continue
+            if hasattr(parameter, "full_tensor"):
+                module._parameters[name] = torch.nn.Parameter(parameter.full_tensor().detach())
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write tensors as safetensors."""
     from safetensors.torch import save_file
@@ -207,7 +247,7 @@ def restore_trained(peft: Any, path: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(share_of(saved[name], parameter))
 
 
 def split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -15,9 +15,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from smollora import launch
 from smollora.memory import give_back_freed_memory
 from smollora.train import checkpoint, watch
-from smollora.train.loss import TreeLoss, mean_by_part
+from smollora.train.loss import PackLoss, TreeLoss, mean_by_part
 from smollora.train.progress import Totals
 from smollora.train.reporting import flat_logs
 from smollora.train.session import Session
@@ -38,6 +39,8 @@ def _loss_module(loss_of: TreeLoss) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.peft = loss_of.model
+            base = self.peft.get_base_model()
+            self._no_split_modules = list(base._no_split_modules or [])  # what FSDP gathers at once
 
         def forward(self, batch: Any) -> tuple[Any, ...]:
             return tuple(loss_of(batch))
@@ -69,10 +72,19 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
                     part = total / share
                     self.accelerator.backward(part)
                 loss += part.detach()
-                if not step.idle:
+                if number <= len(step.held):
                     parts += torch.stack(by_part).detach().cpu().double()
             self._note(step, parts)
             return loss
+
+        def look_at(self, batch: Any) -> PackLoss:
+            """What a pack gives, through the module that gathers weights where they are spread."""
+            return PackLoss(*self.model(batch))
+
+        def rest(self) -> None:
+            """Spread again what such a look has gathered and no backward pass gives back."""
+            if hasattr(self.model, "reshard"):
+                self.model.reshard()
 
         def add_up(self, values: Any) -> Any:
             """The sum of a tensor over all processes."""
@@ -83,7 +95,7 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
 
         def _note(self, step: Step, parts: Any) -> None:
             """What the step held in all processes, and whether one of them asks for something."""
-            held = [] if step.idle else step.batches
+            held = step.held
             flags = [
                 sum(batch.real_tokens for batch in held),
                 sum(batch.row_tokens for batch in held),
@@ -140,9 +152,11 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             generators = {"cpu": self._gather(lines)}
             if torch.cuda.is_available():
                 generators["cuda"] = self._gather(torch.cuda.get_rng_state()[None])
+            optimizer, groups = checkpoint.split_optimizer(self.optimizer.state_dict())
+            optimizer = checkpoint.whole(optimizer)
+            trained = checkpoint.whole(checkpoint.trained_tensors(peft))
             if not session.first:
                 return
-            optimizer, groups = checkpoint.split_optimizer(self.optimizer.state_dict())
             state = {
                 "origin": session.origin,
                 "groups": groups,
@@ -151,7 +165,6 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             }
 
             def fill(work: Path) -> None:
-                trained = checkpoint.trained_tensors(peft)
                 checkpoint.save_tensors(work / "adapter.safetensors", trained)
                 checkpoint.save_tensors(work / "optimizer.safetensors", optimizer)
                 checkpoint.save_tensors(work / "random.safetensors", generators)
@@ -177,7 +190,12 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             folder = Path(checkpoint_folder)
             state = checkpoint.Checkpoint(folder, 0).state()
             tensors = checkpoint.load_tensors(folder / "optimizer.safetensors")
-            self.optimizer.load_state_dict(checkpoint.join_optimizer(tensors, state["groups"]))
+            saved = checkpoint.join_optimizer(tensors, state["groups"])
+            held = [p for group in self.optimizer.param_groups for p in group["params"]]
+            for index, values in saved["state"].items():
+                for name in values.keys() & {"exp_avg", "exp_avg_sq"}:
+                    values[name] = checkpoint.share_of(values[name], held[index])
+            self.optimizer.load_state_dict(saved)
             self.lr_scheduler.load_state_dict(state["scheduler"])
 
         def _load_rng_state(self, checkpoint_folder: str | None) -> None:
@@ -204,6 +222,8 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
     chosen = TrainingArguments(**arguments)
     if chosen.n_gpu > 1:  # one process uses one GPU; the Trainer would split batches among all
         chosen._n_gpu = 1
+    if launch.shards() and chosen.device.type == "cpu":
+        launch.shard_on_cpu_too()
     trainer = TreeTrainer(
         model=_loss_module(session.loss_of),
         args=chosen,
