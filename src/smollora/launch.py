@@ -39,9 +39,9 @@ def wait_for_everyone(device: str) -> None:
     Args:
         device: "cpu" or "cuda", which decides how processes talk (gloo, NCCL).
     """
+    settle_environment()
     if processes() == 1:
         return
-    prepare_sharding()
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu", backend=backend(device), timeout=LONGEST_WAIT)
@@ -114,12 +114,18 @@ def check_sharding() -> None:
         )
 
 
-def prepare_sharding() -> None:
-    """Settle what accelerate reads from the environment: a layer is what is gathered at one time,
-    and every process loads the model for itself before it gives its share away.
+def settle_environment() -> None:
+    """Overrule what accelerate and transformers would read from the environment that a launcher
+    made.
 
-    Without the second, transformers leaves the weights of all but the first process unset.
+    The compute type and compiling are the recipe's (`train.dtype`, `train.compile`): accelerate's
+    own would cast, or compile, around ours. Where weights are spread, a layer is what is gathered
+    at one time, and every process loads the model for itself before it gives its share away:
+    otherwise transformers leaves the weights of all but the first process unset.
     """
+    for variable in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"):
+        if variable in os.environ:
+            os.environ[variable] = "no"
     if shards():
         os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"

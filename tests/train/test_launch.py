@@ -32,11 +32,12 @@ def torchrun(processes: int) -> tuple[str, ...]:
 
 def accelerate(processes: int) -> tuple[str, ...]:
     """The same by accelerate. Its `--cpu` starts several processes by MPI alone; `--multi_gpu` does
-    so as on GPUs, and where there are none they train on the CPU.
+    so as on GPUs, and where there are none they train on the CPU. What it is told of types and
+    compiling does not matter: that is the recipe's.
     """
     return (
         *("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"),
-        *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
+        *("--num_machines=1", "--mixed_precision=bf16", "--dynamo_backend=eager"),
         *("--main_process_port=0", "-m", "smollora"),
     )
 

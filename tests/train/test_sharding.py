@@ -24,11 +24,13 @@ ONE = ("-m", "smollora")
 
 
 def sharding(processes: int) -> tuple[str, ...]:
-    """The start of a command line that asks accelerate for FSDP 2."""
+    """The start of a command line that asks accelerate for FSDP 2; types and compiling, which it is
+    asked for as well, are the recipe's.
+    """
     return (
         *("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version=2"),
-        *(f"--num_processes={processes}", "--num_machines=1", "--mixed_precision=no"),
-        *("--dynamo_backend=no", "--main_process_port=0", "-m", "smollora"),
+        *(f"--num_processes={processes}", "--num_machines=1", "--mixed_precision=bf16"),
+        *("--dynamo_backend=eager", "--main_process_port=0", "-m", "smollora"),
     )
 
 
@@ -120,7 +122,11 @@ def test_shared_among_two_processes_the_training_is_that_of_one_and_merges(
     assert json.loads((two / "merge" / "summary.json").read_text())["passed"]
 
 
-@pytest.mark.parametrize("again", ["sharded", "whole"])
+@pytest.mark.parametrize(
+    ("mixed", "again"),
+    [("tool_tokens", "sharded"), ("lora", "sharded"), ("lora", "whole")],
+    indirect=["mixed"],
+)
 def test_killed_and_given_again_it_goes_on(again: str, mixed: Path, one: Path) -> None:
     """Sharded as before, or in processes that hold the whole model: checkpoints are the same."""
     run = copy_run(mixed, f"killed-{again}")

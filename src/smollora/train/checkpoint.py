@@ -191,7 +191,7 @@ def share_held(peft: Any) -> float:
     parameters = list(peft.parameters())
     here: int = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters)
     everywhere: int = sum(p.numel() for p in parameters)
-    return round(here / everywhere, 3)
+    return here / everywhere
 
 
 def gather_trained(peft: Any) -> None:

@@ -9,7 +9,6 @@ in float32 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -43,6 +42,8 @@ class FusedLora:
 
     def refresh(self) -> None:
         """Write the second factors, as they are now, beside the base weights."""
+        if self.spread:
+            return
         with torch.no_grad():
             for layer in self.layers:
                 (name,) = layer.active_adapters
@@ -85,8 +86,10 @@ def _forward(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     first = layer.lora_A[name].weight.to(base.weight.dtype)
     low = functional.linear(layer.lora_dropout[name](inputs), first)
     if hasattr(layer, "wide_weight"):
-        return _wide_product(inputs, low, second, layer.wide_weight, base.bias, scale)
-    return _joined_product(inputs, low, second, base.weight, base.bias, scale)
+        out = _WideProduct.apply(inputs, low, second, layer.wide_weight, base.bias, scale)
+    else:
+        out = _JoinedProduct.apply(inputs, low, second, base.weight, base.bias, scale)
+    return out
 
 
 class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
@@ -120,9 +123,9 @@ class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _JoinedProduct(torch.autograd.Function):  # type: ignore[misc]
-    """The same from `base` [out, in], joined with the second factor for this product alone. Kept for
-    the way back are the parameters themselves, which FSDP empties and fills again: what they are
-    joined to would be a second model, and a whole one.
+    """The same from `base` [out, in], joined with the second factor for this product alone. Kept
+    for the way back are the parameters themselves, which FSDP empties and fills again: what they
+    are joined to would be a second model, and a whole one.
     """
 
     @staticmethod
@@ -151,8 +154,3 @@ class _JoinedProduct(torch.autograd.Function):  # type: ignore[misc]
 
 def _second_gradient(gradient: Tensor, low: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return (gradient.flatten(0, -2).T @ low.flatten(0, -2)).to(dtype) * scale
-
-
-# typed, as torch's own `apply` is not
-_wide_product: Callable[..., Tensor] = _WideProduct.apply
-_joined_product: Callable[..., Tensor] = _JoinedProduct.apply

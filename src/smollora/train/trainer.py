@@ -191,7 +191,7 @@ def train_adapter(
         checkpoint.restore_best(session.checkpoints, progress.best.step, peft)
     found = validate()
     peft.eval()
-    held = checkpoint.share_held(peft)
+    held = _most_held(peft, steps, trainer.add_up)
     checkpoint.gather_trained(peft)
     if launch.is_first():
         _save(peft, out, base)
@@ -233,6 +233,15 @@ def train_adapter(
         "dtype": dtype,
     }
     return Trained(peft, summary, curve)
+
+
+def _most_held(peft: Any, steps: StepPlan, add_up: Callable[[Any], Any]) -> float:
+    """The largest share of the model's weights that a process holds."""
+    import torch
+
+    shares = torch.zeros(steps.processes, dtype=torch.float64)
+    shares[steps.rank] = checkpoint.share_held(peft)
+    return round(float(add_up(shares).max()), 3)
 
 
 def _resume(session: Session) -> checkpoint.Checkpoint | None:
