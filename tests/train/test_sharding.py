@@ -122,25 +122,23 @@ def test_shared_among_two_processes_the_training_is_that_of_one_and_merges(
     assert json.loads((two / "merge" / "summary.json").read_text())["passed"]
 
 
-@pytest.mark.parametrize(
-    ("mixed", "again"),
-    [("tool_tokens", "sharded"), ("lora", "sharded"), ("lora", "whole")],
-    indirect=["mixed"],
-)
-def test_killed_and_given_again_it_goes_on(again: str, mixed: Path, one: Path) -> None:
+def test_killed_and_given_again_it_goes_on(mixed: Path, one: Path) -> None:
     """Sharded as before, or in processes that hold the whole model: checkpoints are the same."""
-    run = copy_run(mixed, f"killed-{again}")
-    command = ("train", mixed / "recipe.yaml", "--runs", run.parent)
-    process = start(*command, launcher=sharding(2))
+    run = copy_run(mixed, "killed")
+    process = start("train", mixed / "recipe.yaml", "--runs", run.parent, launcher=sharding(2))
     wait_for_checkpoint(process, run, 4)
     kill_tree(process)
     assert not (run / "train" / "adapter").exists()
     kept = last_checkpoint(run)
-    process = start(*command, launcher=sharding(2) if again == "sharded" else whole(2))
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    same_training(run, one, held=0.5 if again == "sharded" else 1.0)
-    assert json.loads((run / "train/summary.json").read_text())["resumed_at"] == kept
+    for launcher, held in ((sharding(2), 0.5), (whole(2), 1.0)):
+        again = mixed / f"again-{held}" / "tiny"
+        shutil.copytree(run, again, symlinks=True)
+        command = ("train", mixed / "recipe.yaml", "--runs", again.parent)
+        process = start(*command, launcher=launcher)
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        same_training(again, one, held=held)
+        assert json.loads((again / "train/summary.json").read_text())["resumed_at"] == kept > 0
 
 
 def kill_tree(process: Any) -> None:
