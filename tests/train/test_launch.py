@@ -112,12 +112,12 @@ def test_what_only_one_process_can_do_is_refused(mixed: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 @pytest.mark.parametrize("packs", [3, 4])
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("in_step", [False, True])
 def test_the_processes_take_every_pack_of_a_step_once(
-    sharded: bool, packs: int, processes: int
+    in_step: bool, packs: int, processes: int
 ) -> None:
     plan = plan_batches(ROWS, length=96, seed=1)
-    plans = [StepPlan(plan, 8, PAD, packs, rank, processes, sharded) for rank in range(processes)]
+    plans = [StepPlan(plan, 8, PAD, packs, rank, processes, in_step) for rank in range(processes)]
     assert plan.steps > packs, "an epoch has more than one step"
     for epoch in range(2):
         seen: list[str] = []
@@ -128,7 +128,7 @@ def test_the_processes_take_every_pack_of_a_step_once(
             seen += [row for batch in held for row in batch.row_ids]
             idle = [b for step in made for b in step.batches[len(step.held) :]]
             assert all(step.batches for step in made), "every process exchanges gradients"
-            if sharded:
+            if in_step:
                 assert len({len(step.batches) for step in made}) == 1, "and weights"
             assert all(float(batch.weights.sum()) == 0 for batch in idle)
             assert sorted(row for b in held for row in b.row_ids) == sorted(plans[0].row_ids(index))

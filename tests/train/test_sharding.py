@@ -1,5 +1,5 @@
-"""Weights spread over processes (FSDP 2): real processes, over gloo, on the CPU. The other side of
-every number is a training of one process, which spreads nothing.
+"""Weights spread over processes (FSDP 2, DeepSpeed's ZeRO): real processes, over gloo, on the CPU.
+The other side of every number is a training of one process, which spreads nothing.
 """
 
 from __future__ import annotations
@@ -7,6 +7,9 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from safetensors.torch import load_file
 
 from smollora import launch
 from smollora.errors import ConfigError
+from smollora.runs import write_json
 from smollora.train.checks import check_settings
 from tiny_runs import changed, smollora, tiny_recipe, write_model, write_recipe
 from tiny_training import ENDS, ROWS, curve, last_checkpoint, section, start, wait_for_checkpoint
@@ -23,14 +27,17 @@ EXACT = 1e-5
 ONE = ("-m", "smollora")
 
 
-def sharding(processes: int) -> tuple[str, ...]:
-    """The start of a command line that asks accelerate for FSDP 2; types and compiling, which it is
-    asked for as well, are the recipe's.
+def sharding(processes: int, *way: object) -> tuple[str, ...]:
+    """The start of a command line that asks accelerate for FSDP 2, or for `way`; types and
+    compiling, which it is asked for as well, are the recipe's.
     """
+    asked = [str(word) for word in way] or ["--use_fsdp", "--fsdp_version=2"]
+    if "--deepspeed_config_file" not in asked:  # which has types of its own
+        asked.append("--mixed_precision=bf16")
     return (
-        *("-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version=2"),
-        *(f"--num_processes={processes}", "--num_machines=1", "--mixed_precision=bf16"),
-        *("--dynamo_backend=eager", "--main_process_port=0", "-m", "smollora"),
+        *("-m", "accelerate.commands.launch", *asked, f"--num_processes={processes}"),
+        *("--num_machines=1", "--dynamo_backend=eager", "--main_process_port=0"),
+        *("-m", "smollora"),
     )
 
 
@@ -42,50 +49,62 @@ def whole(processes: int) -> tuple[str, ...]:
     )
 
 
-@pytest.fixture(scope="module", params=["tool_tokens", "lora"])
-def mixed(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of global steps of three packs, and a run of it up to its rows."""
-    folder = tmp_path_factory.mktemp("sharded")
-    recipe = changed(
-        tiny_recipe(folder, write_model(folder / "model")),
-        train__embeddings=request.param,
-        train__epochs=4,
-        train__max_epochs=6,
-        train__batch_tokens=384,
-        train__packs_per_step=3,
-        train__lr=2e-3,
-        train__weights={"open": 4.0, "text": 0.5},
-        train__checkpoint_every=2,
-    )
-    write_recipe(folder / "recipe.yaml", recipe)
-    said = smollora("mix", folder / "recipe.yaml", "--runs", folder / "runs")
-    assert said.code == 0, said.err
-    return folder
+@dataclass(frozen=True)
+class Mixed:
+    """Rows of a recipe, and what one process trains of them."""
 
+    folder: Path
+    recipe: Path
+    one: Path
 
-def copy_run(mixed: Path, name: str) -> Path:
-    run = mixed / name / "tiny"
-    shutil.copytree(mixed / "runs" / "tiny", run, symlinks=True)
-    return run
+    def copy(self, name: str, run: Path | None = None) -> Path:
+        """A run up to its rows, or a copy of `run`, that a training may go on in."""
+        copied = self.folder / name / "tiny"
+        shutil.copytree(run or self.folder / "runs" / "tiny", copied, symlinks=True)
+        return copied
 
+    def start(self, run: Path, launcher: tuple[str, ...]) -> Any:
+        """A training of the run, in processes of its own."""
+        return start("train", self.recipe, "--runs", run.parent, launcher=launcher)
 
-def trained(mixed: Path, name: str, launcher: tuple[str, ...], *more: str) -> tuple[Path, str]:
-    """(run folder, what was printed) of a training of the mixed rows."""
-    run = copy_run(mixed, name)
-    command = ("train", mixed / "recipe.yaml", "--runs", run.parent, *more)
-    process = start(*command, launcher=launcher)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return run, out
+    def finish(self, run: Path, launcher: tuple[str, ...]) -> str:
+        """Train to the end; what was printed."""
+        out, err = (process := self.start(run, launcher)).communicate(timeout=600)
+        assert process.returncode == 0, err
+        return str(out)
 
 
 @pytest.fixture(scope="module")
-def one(mixed: Path) -> Path:
-    """What one process trains."""
-    return trained(mixed, "one", ONE)[0]
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mixed]:
+    """A recipe of global steps of three packs in an embeddings mode, a run of it up to its rows,
+    and the training of one process.
+    """
+
+    @cache
+    def make(embeddings: str) -> Mixed:
+        folder = tmp_path_factory.mktemp(embeddings)
+        recipe = changed(
+            tiny_recipe(folder, write_model(folder / "model")),
+            train__embeddings=embeddings,
+            train__epochs=4,
+            train__max_epochs=6,
+            train__batch_tokens=384,
+            train__packs_per_step=3,
+            train__lr=2e-3,
+            train__weights={"open": 4.0, "text": 0.5},
+            train__checkpoint_every=2,
+        )
+        write_recipe(folder / "recipe.yaml", recipe)
+        said = smollora("mix", folder / "recipe.yaml", "--runs", folder / "runs")
+        assert said.code == 0, said.err
+        found = Mixed(folder, folder / "recipe.yaml", folder / "one" / "tiny")
+        found.finish(found.copy("one"), ONE)
+        return found
+
+    return make
 
 
-def same_training(found: Path, expected: Path, *, held: float = 0.5) -> None:
+def same_training(found: Path, expected: Path, *, held: float, resumed_at: int) -> None:
     ours, theirs = curve(found), curve(expected)
     assert len(ours) == len(theirs) >= 8
     for a, b in zip(ours, theirs, strict=True):
@@ -103,6 +122,7 @@ def same_training(found: Path, expected: Path, *, held: float = 0.5) -> None:
     summaries = [json.loads((run / "train/summary.json").read_text()) for run in (found, expected)]
     assert summaries[0]["weights_held"] == pytest.approx(held, abs=0.05)
     assert summaries[1]["weights_held"] == 1
+    assert summaries[0]["resumed_at"] == resumed_at >= 4
     assert summaries[0]["validation_losses"] == pytest.approx(
         summaries[1]["validation_losses"], abs=2e-4
     )
@@ -111,34 +131,68 @@ def same_training(found: Path, expected: Path, *, held: float = 0.5) -> None:
     )
 
 
-def test_shared_among_two_processes_the_training_is_that_of_one_and_merges(
-    mixed: Path, one: Path
+@pytest.mark.parametrize("embeddings", ["tool_tokens", "lora"])
+def test_shared_among_two_processes_and_killed_a_training_is_that_of_one_and_merges(
+    embeddings: str, mixed: Callable[[str], Mixed]
 ) -> None:
-    two, out = trained(mixed, "two", sharding(2))
-    same_training(two, one)
-    assert out.count("train ") == 1, "one process prints"
-    said = smollora("merge", mixed / "recipe.yaml", "--runs", two.parent)
+    """It goes on as it was begun, or in processes that hold the whole model: checkpoints are the
+    same.
+    """
+    rows = mixed(embeddings)
+    run = rows.copy("killed")
+    kept = kill_halfway(rows, run, sharding(2))
+    for launcher, held in ((sharding(2), 0.5), (whole(2), 1.0)):
+        again = rows.copy(f"again-{held}", run)
+        out = rows.finish(again, launcher)
+        assert out.count("train ") == 1, "one process prints"
+        same_training(again, rows.one, held=held, resumed_at=kept)
+    said = smollora("merge", rows.recipe, "--runs", rows.folder / "again-0.5")
     assert said.code == 0, said.err
-    assert json.loads((two / "merge" / "summary.json").read_text())["passed"]
+    assert json.loads((rows.folder / "again-0.5/tiny/merge/summary.json").read_text())["passed"]
 
 
-def test_killed_and_given_again_it_goes_on(mixed: Path, one: Path) -> None:
-    """Sharded as before, or in processes that hold the whole model: checkpoints are the same."""
-    run = copy_run(mixed, "killed")
-    process = start("train", mixed / "recipe.yaml", "--runs", run.parent, launcher=sharding(2))
+@pytest.mark.parametrize(
+    ("stage", "embeddings", "held"), [(2, "tool_tokens", 1.0), (3, "tool_tokens", 0.5)]
+)
+def test_by_deepspeed_and_killed_a_training_is_that_of_one(
+    stage: int, embeddings: str, held: float, mixed: Callable[[str], Mixed]
+) -> None:
+    """ZeRO 2 from options, ZeRO 3 from DeepSpeed's own file, with an optimizer and types that are
+    the recipe's to choose, and small enough limits that a tiny model is spread at all.
+    """
+    rows = mixed(embeddings)
+    way: tuple[object, ...] = ("--zero_stage", stage)
+    if stage == 3:
+        write_json(rows.folder / "zero.json", ZERO_3)
+        way = ("--deepspeed_config_file", rows.folder / "zero.json")
+    launcher = sharding(2, "--use_deepspeed", *way)
+    run = rows.copy(f"zero-{stage}")
+    kept = kill_halfway(rows, run, launcher)
+    rows.finish(run, launcher)
+    same_training(run, rows.one, held=held, resumed_at=kept)
+
+
+ZERO_3 = {
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 0,
+    },
+    "optimizer": {"type": "SGD", "params": {"lr": 1}},
+    "bf16": {"enabled": True},
+    "gradient_clipping": 1e-6,
+}
+
+
+def kill_halfway(rows: Mixed, run: Path, launcher: tuple[str, ...]) -> int:
+    """Train until some checkpoints are there, then SIGKILL: the step of the last one."""
+    process = rows.start(run, launcher)
     wait_for_checkpoint(process, run, 4)
     kill_tree(process)
     assert not (run / "train" / "adapter").exists()
-    kept = last_checkpoint(run)
-    for launcher, held in ((sharding(2), 0.5), (whole(2), 1.0)):
-        again = mixed / f"again-{held}" / "tiny"
-        shutil.copytree(run, again, symlinks=True)
-        command = ("train", mixed / "recipe.yaml", "--runs", again.parent)
-        process = start(*command, launcher=launcher)
-        _, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
-        same_training(again, one, held=held)
-        assert json.loads((again / "train/summary.json").read_text())["resumed_at"] == kept > 0
+    return last_checkpoint(run)
 
 
 def kill_tree(process: Any) -> None:
@@ -166,28 +220,46 @@ def kill_tree(process: Any) -> None:
 def test_what_needs_whole_weights_is_refused(
     more: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask_for_sharding(monkeypatch)
+    ask_for_sharding(monkeypatch, FSDP)
     check_settings(ROWS, section(), ENDS)
     with pytest.raises(ConfigError, match=says) as refused:
         check_settings(ROWS, section(**more), ENDS)
-    assert "FSDP spreads them over 2 processes" in str(refused.value)
+    assert "are spread over 2 processes" in str(refused.value)
     assert "or launch without --use_fsdp" in str(refused.value.hint)
 
 
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}
+ZERO = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "WORLD_SIZE": "2",
+}
+"""What accelerate sets for the processes that it starts."""
+
+
 @pytest.mark.parametrize(
-    ("variable", "value", "says"),
+    ("asked", "variable", "value", "says"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed is asked for"),
-        ("FSDP_VERSION", "1", "FSDP 1 is asked for"),
-        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "own activation checkpointing"),
-        ("FSDP_OFFLOAD_PARAMS", "true", "keep weights in the processor's memory"),
-        ("WORLD_SIZE", "1", "one process was launched"),
+        (FSDP, "FSDP_VERSION", "1", "FSDP 1 is asked for"),
+        (FSDP, "FSDP_ACTIVATION_CHECKPOINTING", "true", "own activation checkpointing"),
+        (FSDP, "FSDP_OFFLOAD_PARAMS", "true", "keep weights in the processor's memory"),
+        (FSDP, "WORLD_SIZE", "1", "one process was launched"),
+        (ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE", "1", "ZeRO stage 1 is asked for"),
+        (ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "asked to offload"),
+        (ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "nvme", "asked to offload"),
+        (ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE", "/none/zero.json", "cannot be read"),
+        (ZERO, "WORLD_SIZE", "1", "one process was launched"),
     ],
 )
 def test_other_ways_to_shard_are_refused(
-    variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, str],
+    variable: str,
+    value: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ask_for_sharding(monkeypatch)
+    ask_for_sharding(monkeypatch, asked)
     launch.check_sharding()
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=says) as refused:
@@ -195,11 +267,37 @@ def test_other_ways_to_shard_are_refused(
     assert refused.value.hint
 
 
-def ask_for_sharding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment that `sharding(2)` makes."""
-    for variable, value in (
-        ("ACCELERATE_USE_FSDP", "true"),
-        ("FSDP_VERSION", "2"),
-        ("WORLD_SIZE", "2"),
-    ):
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ("{}", "ZeRO stage 0"),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}',
+            "offload_param",
+        ),
+    ],
+)
+def test_what_deepspeeds_own_file_asks_for_is_refused_as_well(
+    written: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(written, encoding="utf-8")
+    ask_for_sharding(monkeypatch, {**ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)})
+    with pytest.raises(ConfigError, match=says):
+        launch.check_sharding()
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask_for_sharding(monkeypatch, ZERO)
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="not installed") as refused:
+        launch.check_sharding()
+    assert "smollora[deepspeed]" in str(refused.value.hint)
+
+
+def ask_for_sharding(monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]) -> None:
+    """The environment that accelerate makes."""
+    for variable, value in asked.items():
         monkeypatch.setenv(variable, value)

@@ -20,6 +20,7 @@ from typing import Any
 
 from smollora.errors import ConfigError, SmolloraError
 from smollora.runs import whole_folder, write_json
+from smollora.train import zero
 
 PREFIX = "step-"
 BEST = "best"
@@ -167,13 +168,16 @@ def trained_tensors(peft: Any) -> dict[str, Any]:
 
 
 def whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The same tensors; those that are spread over processes (FSDP) put together, for which every
-    process must call this.
+    """The same tensors; those that are spread over processes (FSDP, ZeRO 3) put together, for which
+    every process must call this.
     """
-    return {
-        name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-        for name, tensor in tensors.items()
-    }
+    return {name: _whole(tensor) for name, tensor in tensors.items()}
+
+
+def _whole(tensor: Any) -> Any:
+    if zero.is_spread(tensor):
+        return zero.whole_parameter(tensor)
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def share_of(tensor: Any, like: Any) -> Any:
@@ -188,10 +192,15 @@ def share_of(tensor: Any, like: Any) -> Any:
 
 def share_held(peft: Any) -> float:
     """Share of the model's numbers that this process holds; 1 where nothing is spread."""
-    parameters = list(peft.parameters())
-    here: int = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters)
-    everywhere: int = sum(p.numel() for p in parameters)
-    return here / everywhere
+    counts = [_numbers_held(parameter) for parameter in peft.parameters()]
+    return sum(here for here, _ in counts) / sum(everywhere for _, everywhere in counts)
+
+
+def _numbers_held(parameter: Any) -> tuple[int, int]:
+    if zero.is_spread(parameter):
+        return zero.numbers_held(parameter)
+    here = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return here.numel(), parameter.numel()
 
 
 def gather_trained(peft: Any) -> None:
@@ -202,8 +211,8 @@ def gather_trained(peft: Any) -> None:
         for name, parameter in list(module._parameters.items()):
             if parameter is None or not parameter.requires_grad:
                 continue
-            if hasattr(parameter, "full_tensor"):
-                module._parameters[name] = torch.nn.Parameter(parameter.full_tensor().detach())
+            if (together := _whole(parameter)) is not parameter:
+                module._parameters[name] = torch.nn.Parameter(together.detach())
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
@@ -247,7 +256,7 @@ def restore_trained(peft: Any, path: Path) -> None:
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(share_of(saved[name], parameter))
+            parameter.copy_(saved[name])
 
 
 def split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -51,7 +51,7 @@ def check_settings(rows: Sequence[Row], settings: TrainSection, ends: Ends | Non
 
 
 def _check_sharded(settings: TrainSection) -> None:
-    """Raise for what does not go where the weights are spread over processes (FSDP 2)."""
+    """Raise for what does not go where the weights are spread over processes (FSDP 2, ZeRO 3)."""
     for asked, reason, step in (
         (settings.dora, "train.dora needs whole weights", "set train.dora=false"),
         (settings.compile == "on", "train.compile=on needs whole layers", "set train.compile=off"),
@@ -68,6 +68,6 @@ def _check_sharded(settings: TrainSection) -> None:
     ):
         if asked:
             raise ConfigError(
-                f"{reason}, and FSDP spreads them over {launch.processes()} processes",
-                f"{step}, or launch without --use_fsdp",
+                f"{reason}, which are spread over {launch.processes()} processes",
+                f"{step}, or launch without --use_fsdp and --use_deepspeed",
             )

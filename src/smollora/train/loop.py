@@ -17,7 +17,7 @@ from typing import Any
 
 from smollora import launch
 from smollora.memory import give_back_freed_memory
-from smollora.train import checkpoint, watch
+from smollora.train import checkpoint, watch, zero
 from smollora.train.loss import PackLoss, TreeLoss, mean_by_part
 from smollora.train.progress import Totals
 from smollora.train.reporting import flat_logs
@@ -56,6 +56,7 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
 
     settings, steps, progress = session.settings, session.steps, session.progress
     pace, peft = progress.pace, session.loss_of.model
+    stage = launch.zero_stage()
 
     class TreeTrainer(Trainer):  # type: ignore[misc]
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -67,19 +68,30 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             parts = torch.zeros(3, len(PARTS), dtype=torch.float64)
             for number, batch in enumerate(step.batches, 1):
                 last = number == len(step.batches)
-                with nullcontext() if last else self.accelerator.no_sync(model):
+                alone = not last and stage is None  # DeepSpeed is told by its own backward
+                with self.accelerator.no_sync(model) if alone else nullcontext():
                     total, _, *by_part = model(batch)
                     part = total / share
-                    self.accelerator.backward(part)
+                    self.backward(part, last)
                 loss += part.detach()
                 if number <= len(step.held):
                     parts += torch.stack(by_part).detach().cpu().double()
             self._note(step, parts)
             return loss
 
+        def backward(self, loss: Any, last: bool) -> None:
+            """Add up a pack's gradients; with DeepSpeed the last of a step is the optimizer's step
+            as well.
+            """
+            if stage is None:
+                self.accelerator.backward(loss)
+            else:
+                self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=last)
+
         def look_at(self, batch: Any) -> PackLoss:
             """What a pack gives, through the module that gathers weights where they are spread."""
-            return PackLoss(*self.model(batch))
+            module: Any = self.model if stage is None else self.model_wrapped
+            return PackLoss(*module(batch))
 
         def rest(self) -> None:
             """Spread again what such a look has gathered and no backward pass gives back."""
@@ -129,10 +141,12 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             named = [(n, p) for n, p in peft.named_parameters() if p.requires_grad]
             tokens = [p for n, p in named if "trainable_tokens" in n]
             others = [p for n, p in named if "trainable_tokens" not in n]
+            groups: list[dict[str, Any]]
             groups = [{"params": others, "lr": settings.lr, "weight_decay": settings.weight_decay}]
             if tokens:
                 rate = settings.token_lr or settings.lr
                 groups.append({"params": tokens, "lr": rate, "weight_decay": 0.0})
+            self.trained = [p for group in groups for p in group["params"]]
             self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), eps=1e-8)
             return self.optimizer
 
@@ -152,7 +166,11 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             generators = {"cpu": self._gather(lines)}
             if torch.cuda.is_available():
                 generators["cuda"] = self._gather(torch.cuda.get_rng_state()[None])
-            optimizer, groups = checkpoint.split_optimizer(self.optimizer.state_dict())
+            if stage is None:
+                held = self.optimizer.state_dict()
+            else:
+                held = zero.optimizer_state(self.optimizer, self.trained)
+            optimizer, groups = checkpoint.split_optimizer(held)
             optimizer = checkpoint.whole(optimizer)
             trained = checkpoint.whole(checkpoint.trained_tensors(peft))
             if not session.first:
@@ -182,7 +200,7 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             return self.accelerator.gather(lines.to(self.args.device)).cpu()
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            checkpoint.restore_trained(peft, Path(resume_from_checkpoint) / "adapter.safetensors")
+            """The weights are there: they were restored before anyone took shares of them."""
 
         def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
             if checkpoint_folder is None:
@@ -191,11 +209,14 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             state = checkpoint.Checkpoint(folder, 0).state()
             tensors = checkpoint.load_tensors(folder / "optimizer.safetensors")
             saved = checkpoint.join_optimizer(tensors, state["groups"])
-            held = [p for group in self.optimizer.param_groups for p in group["params"]]
-            for index, values in saved["state"].items():
-                for name in values.keys() & {"exp_avg", "exp_avg_sq"}:
-                    values[name] = checkpoint.share_of(values[name], held[index])
-            self.optimizer.load_state_dict(saved)
+            if stage is None:
+                held = [p for group in self.optimizer.param_groups for p in group["params"]]
+                for index, values in saved["state"].items():
+                    for name in values.keys() & set(zero.MOMENTS):
+                        values[name] = checkpoint.share_of(values[name], held[index])
+                self.optimizer.load_state_dict(saved)
+            else:
+                zero.restore_optimizer(self.optimizer, self.trained, saved)
             self.lr_scheduler.load_state_dict(state["scheduler"])
 
         def _load_rng_state(self, checkpoint_folder: str | None) -> None:
@@ -222,10 +243,15 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
     chosen = TrainingArguments(**arguments)
     if chosen.n_gpu > 1:  # one process uses one GPU; the Trainer would split batches among all
         chosen._n_gpu = 1
-    if launch.shards() and chosen.device.type == "cpu":
+    if launch.uses_fsdp() and chosen.device.type == "cpu":
         launch.shard_on_cpu_too()
+    module = _loss_module(session.loss_of)
+    if stage is not None:
+        zero.configure(chosen.deepspeed_plugin, clip=settings.clip)
+    if stage == 3:
+        zero.gather_by_layer(module, module._no_split_modules)
     trainer = TreeTrainer(
-        model=_loss_module(session.loss_of),
+        model=module,
         args=chosen,
         train_dataset=steps,
         callbacks=[Watch()],

@@ -40,7 +40,7 @@ class StepPlan:
     packs_per_step: int = 1
     rank: int = 0
     processes: int = 1
-    sharded: bool = False
+    in_step: bool = False
     """Whether all processes must compute equally many batches."""
 
     @property
@@ -65,7 +65,7 @@ class StepPlan:
     def __getitem__(self, index: int) -> Step:
         packs = self.packs(index)
         mine = packs[self.rank :: self.processes]
-        wanted = -(-len(packs) // self.processes) if self.sharded else 1
+        wanted = -(-len(packs) // self.processes) if self.in_step else 1
         made = [build_batch(self.plan.packs[pack], self.plan.length, self.pad_id) for pack in mine]
         if idle := max(0, wanted - len(mine)):
             other = build_batch(self.plan.packs[packs[0]], self.plan.length, self.pad_id)

@@ -110,7 +110,8 @@ def train_adapter(
     planned = max(1, round(per_epoch * settings.epochs))
     most = max(planned, round(per_epoch * (settings.max_epochs or settings.epochs)))
     pace = Pace(planned, most, round(settings.warmup * planned), settings.schedule)
-    steps = StepPlan(plan, most, pad_id, packs, launch.rank(), launch.processes(), sharded)
+    in_step = launch.computes_in_step()
+    steps = StepPlan(plan, most, pad_id, packs, launch.rank(), launch.processes(), in_step)
     loss_of = TreeLoss(peft, dtype, device, spread=sharded)
     cost = read_cost(peft, dtype, device)
     compiled = settings.compile == "on" or (
@@ -175,10 +176,12 @@ def train_adapter(
         if steps.processes > 1:
             set_seed(settings.seed + steps.rank)  # dropout is drawn in each process for itself
         with _precision(peft, dtype):
+            if resumed is not None:  # before FSDP or DeepSpeed take shares of it
+                checkpoint.restore_trained(peft, resumed.folder / "adapter.safetensors")
             if resumed is None or not (session.progress.ended or resumed.step >= last_step):
                 trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
-            else:
-                checkpoint.restore_trained(peft, resumed.folder / "adapter.safetensors")
+            elif sharded:
+                peft.to(device)  # nobody has taken shares
     progress = session.progress
     if session.stop:
         step, of = len(progress.curve), planned if len(progress.curve) <= planned else most
