@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser
 
 from smollora import launch
+from smollora.config import load_recipe
 from smollora.data.batch import plan_batches
 from smollora.errors import ConfigError
 from smollora.train.steps import StepPlan
@@ -151,3 +157,72 @@ def test_more_processes_than_packs_are_refused(
     monkeypatch.setattr(launch, "processes", lambda: 4)
     with pytest.raises(ConfigError, match=r"4 processes for train\.packs_per_step=2"):
         train(tmp_path, packs_per_step=2)
+
+
+# ── the commands of docs/training.md ──────────────────────────────────────────────────────────
+
+
+def shown(launcher: str) -> list[list[str]]:
+    """Commands of the page that start with these words, split as a shell splits them."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line.removeprefix(launcher)) for line in lines if line.startswith(launcher)]
+
+
+ACCELERATED = shown("accelerate launch ")
+
+
+def packs_of(module: str, words: list[str]) -> int:
+    """Packs a step of the training that is started, which is one of a shipped recipe, whose rows
+    the page prepares with the same settings.
+    """
+    verb, recipe, *rest = words
+    assert (module, verb) == ("smollora", "train")
+    assert [recipe, *rest] in shown("smollora mix ")
+    settings = rest[: rest.index("--runs")] if "--runs" in rest else rest
+    packs = load_recipe(recipe, settings).train.packs_per_step
+    assert packs
+    return packs
+
+
+def test_the_page_shows_every_way_to_launch() -> None:
+    asked = [" ".join(words) for words in ACCELERATED]
+    for way in ("--multi_gpu", "--fsdp_version 2", "--zero_stage", "--deepspeed_config_file"):
+        assert any(way in words for words in asked), way
+    assert any("--num_machines 2" in words for words in asked) and shown("torchrun ")
+
+
+@pytest.mark.parametrize("words", ACCELERATED, ids=" ".join)
+def test_accelerate_reads_the_commands_of_the_page(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By its own parser and checks; the environment that it makes for its processes is one that is
+    not refused, and asks for what the page says.
+    """
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 3}}', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    asked = launch_command_parser().parse_args(words)
+    asked, _, _ = _validate_launch_command(asked)
+    assert asked.module
+    packs = packs_of(asked.training_script, asked.training_script_args)
+    assert asked.num_processes <= packs
+    if asked.use_deepspeed:
+        asked.deepspeed_fields_from_accelerate_config = ""  # no config file
+        _, made = prepare_deepspeed_cmd_env(asked)
+    else:
+        made = prepare_multi_gpu_env(asked)
+    for variable, value in made.items():
+        if variable.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("WORLD_SIZE", str(asked.num_processes))
+    launch.check_sharding()
+    assert launch.shards() is not asked.multi_gpu
+
+
+@pytest.mark.parametrize("words", shown("torchrun "), ids=" ".join)
+def test_torchrun_reads_the_commands_of_the_page(words: list[str]) -> None:
+    asked = get_args_parser().parse_args(words)
+    assert asked.module
+    packs = packs_of(asked.training_script, asked.training_script_args)
+    assert int(asked.nnodes) * int(asked.nproc_per_node) <= packs

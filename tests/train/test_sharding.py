@@ -32,7 +32,7 @@ def sharding(processes: int, *way: object) -> tuple[str, ...]:
     compiling, which it is asked for as well, are the recipe's.
     """
     asked = [str(word) for word in way] or ["--use_fsdp", "--fsdp_version=2"]
-    if "--deepspeed_config_file" not in asked:  # which has types of its own
+    if "--config_file" not in asked:  # DeepSpeed's own file has types
         asked.append("--mixed_precision=bf16")
     return (
         *("-m", "accelerate.commands.launch", *asked, f"--num_processes={processes}"),
@@ -157,21 +157,33 @@ def test_shared_among_two_processes_and_killed_a_training_is_that_of_one_and_mer
 def test_by_deepspeed_and_killed_a_training_is_that_of_one(
     stage: int, embeddings: str, held: float, mixed: Callable[[str], Mixed]
 ) -> None:
-    """ZeRO 2 from options, ZeRO 3 from DeepSpeed's own file, with an optimizer and types that are
-    the recipe's to choose, and small enough limits that a tiny model is spread at all.
+    """ZeRO 2 from options; ZeRO 3 from accelerate's config file and DeepSpeed's own, which names an
+    optimizer and types that are the recipe's to choose, and limits at which a tiny model is spread.
     """
     rows = mixed(embeddings)
-    way: tuple[object, ...] = ("--zero_stage", stage)
+    way: tuple[object, ...] = ("--use_deepspeed", "--zero_stage", stage)
     if stage == 3:
         write_json(rows.folder / "zero.json", ZERO_3)
-        way = ("--deepspeed_config_file", rows.folder / "zero.json")
-    launcher = sharding(2, "--use_deepspeed", *way)
+        config = {
+            **ACCELERATE,
+            "deepspeed_config": {"deepspeed_config_file": f"{rows.folder}/zero.json"},
+        }
+        write_json(rows.folder / "accelerate.json", config)
+        way = ("--config_file", rows.folder / "accelerate.json")
+    launcher = sharding(2, *way)
     run = rows.copy(f"zero-{stage}")
     kept = kill_halfway(rows, run, launcher)
     rows.finish(run, launcher)
     same_training(run, rows.one, held=held, resumed_at=kept)
 
 
+ACCELERATE = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "DEEPSPEED",
+    "num_machines": 1,
+    "num_processes": 2,
+    "machine_rank": 0,
+}
 ZERO_3 = {
     "zero_optimization": {
         "stage": 3,
