@@ -159,6 +159,7 @@ def test_by_deepspeed_and_killed_a_training_is_that_of_one(
 ) -> None:
     """ZeRO 2 from options; ZeRO 3 from accelerate's config file and DeepSpeed's own, which names an
     optimizer and types that are the recipe's to choose, and limits at which a tiny model is spread.
+    It goes on as it was begun, or in one process: checkpoints are the same.
     """
     rows = mixed(embeddings)
     way: tuple[object, ...] = ("--use_deepspeed", "--zero_stage", stage)
@@ -173,8 +174,10 @@ def test_by_deepspeed_and_killed_a_training_is_that_of_one(
     launcher = sharding(2, *way)
     run = rows.copy(f"zero-{stage}")
     kept = kill_halfway(rows, run, launcher)
-    rows.finish(run, launcher)
-    same_training(run, rows.one, held=held, resumed_at=kept)
+    for name, way_on, share in (("again", launcher, held), ("alone", ONE, 1.0)):
+        again = rows.copy(f"zero-{stage}-{name}", run)
+        rows.finish(again, way_on)
+        same_training(again, rows.one, held=share, resumed_at=kept)
 
 
 ACCELERATE = {
@@ -191,6 +194,7 @@ ZERO_3 = {
         "stage3_max_reuse_distance": 0,
         "stage3_param_persistence_threshold": 0,
         "stage3_prefetch_bucket_size": 0,
+        "reduce_bucket_size": "auto",
     },
     "optimizer": {"type": "SGD", "params": {"lr": 1}},
     "bf16": {"enabled": True},

@@ -146,7 +146,7 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             if tokens:
                 rate = settings.token_lr or settings.lr
                 groups.append({"params": tokens, "lr": rate, "weight_decay": 0.0})
-            self.trained = [p for group in groups for p in group["params"]]
+            self.trained = [list(group["params"]) for group in groups]
             self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), eps=1e-8)
             return self.optimizer
 
@@ -248,6 +248,7 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
     module = _loss_module(session.loss_of)
     if stage is not None:
         zero.configure(chosen.deepspeed_plugin, clip=settings.clip)
+        module.config = peft.get_base_model().config  # for "auto" sizes in DeepSpeed's own file
     if stage == 3:
         zero.gather_by_layer(module, module._no_split_modules)
     trainer = TreeTrainer(

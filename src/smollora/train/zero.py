@@ -65,17 +65,18 @@ def numbers_held(parameter: Any) -> tuple[int, int]:
     return parameter.ds_tensor.numel() + parameter.data.numel(), parameter.ds_numel
 
 
-def optimizer_state(optimizer: Any, trained: Sequence[Any]) -> dict[str, Any]:
+def optimizer_state(optimizer: Any, trained: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """What AdamW's own state_dict would be in one process; every process must call this.
 
     Args:
         optimizer: as accelerate gave it back.
-        trained: the parameters in the order of the optimizer's groups before DeepSpeed took them.
+        trained: the parameters of the optimizer's groups before DeepSpeed took them.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     sharded = optimizer.optimizer
-    if not is_spread(trained[0]):
+    parameters = [parameter for group in trained for parameter in group]
+    if not is_spread(parameters[0]):
         _find_moments(sharded)
     step = next(iter(sharded.optimizer.state.values()))["step"]
     state = {
@@ -83,26 +84,33 @@ def optimizer_state(optimizer: Any, trained: Sequence[Any]) -> dict[str, Any]:
             "step": step.clone(),
             **{key: safe_get_full_optimizer_state(parameter, key).clone() for key in MOMENTS},
         }
-        for index, parameter in enumerate(trained)
+        for index, parameter in enumerate(parameters)
     }
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in sharded.param_groups]
+    numbers = iter(range(len(parameters)))
+    groups = [
+        {**group, "params": [next(numbers) for _ in own]}
+        for group, own in zip(sharded.param_groups, trained, strict=True)
+    ]
     return {"state": state, "param_groups": groups}
 
 
-def restore_optimizer(optimizer: Any, trained: Sequence[Any], saved: Mapping[str, Any]) -> None:
+def restore_optimizer(
+    optimizer: Any, trained: Sequence[Sequence[Any]], saved: Mapping[str, Any]
+) -> None:
     """Put a state_dict of one process into a DeepSpeed optimizer that has not stepped yet."""
     import torch
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     sharded = optimizer.optimizer
-    spread = is_spread(trained[0])
+    parameters = [parameter for group in trained for parameter in group]
+    spread = is_spread(parameters[0])
     groups = "fp32_partitioned_groups_flat" if spread else "single_partition_of_fp32_groups"
     for part in getattr(sharded, groups):  # what AdamW would make in its first step
         zeros = {key: torch.zeros_like(part) for key in MOMENTS}
         sharded.optimizer.state[part] = {"step": saved["state"][0]["step"].clone(), **zeros}
     if not spread:
         _find_moments(sharded)
-    for index, parameter in enumerate(trained):
+    for index, parameter in enumerate(parameters):
         for key in MOMENTS:
             value = saved["state"][index][key].to(parameter.device)
             if spread:
