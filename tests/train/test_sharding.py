@@ -176,7 +176,8 @@ def test_by_deepspeed_and_killed_a_training_is_that_of_one(
     kept = kill_halfway(rows, run, launcher)
     for name, way_on, share in (("again", launcher, held), ("alone", ONE, 1.0)):
         again = rows.copy(f"zero-{stage}-{name}", run)
-        rows.finish(again, way_on)
+        out = rows.finish(again, way_on)
+        assert way_on != ONE or "WARNING" not in out, "DeepSpeed that is installed, and not used"
         same_training(again, rows.one, held=share, resumed_at=kept)
 
 
