@@ -6,6 +6,7 @@ Heavy libraries are imported inside the verbs, so that --help answers at once.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 import warnings
@@ -69,6 +70,8 @@ app.command()(starting.check)
 def main() -> None:
     """Entry point: 0 passed, 1 a gate fell short, 2 the person must act, 130 interrupted."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if "ACCELERATE_USE_DEEPSPEED" not in os.environ:  # where installed, transformers imports it
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # and without a GPU it warns on stdout
     try:
         interrupted = app(standalone_mode=False) == 130  # what typer makes of Ctrl-C
     except SmolloraError as error:

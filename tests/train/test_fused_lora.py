@@ -38,11 +38,13 @@ def outcome(peft: Any) -> tuple[Tensor, dict[str, Tensor]]:
     return logits.detach(), {n: p.grad for n, p in named if p.grad is not None}
 
 
+@pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_values_and_gradients_are_pefts(family: str) -> None:
+def test_values_and_gradients_are_pefts(family: str, spread: bool) -> None:
     plain = adapted(family)
     fused = deepcopy(plain)
-    layers = FusedLora(fused, torch.float32).layers
+    layers = FusedLora(fused, torch.float32, spread=spread).layers
+    assert hasattr(layers[0], "wide_weight") is not spread
     assert len(layers) == sum(type(m) is type(layers[0]) for m in plain.modules())
     wanted, gradients = outcome(plain)
     found, ours = outcome(fused)
@@ -52,7 +54,8 @@ def test_values_and_gradients_are_pefts(family: str) -> None:
         torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_an_update_below_the_last_place_of_bfloat16_is_not_lost() -> None:
+@pytest.mark.parametrize("spread", [False, True])
+def test_an_update_below_the_last_place_of_bfloat16_is_not_lost(spread: bool) -> None:
     """peft rounds the base's output and adds then: an update smaller than half of the last place
     leaves no trace. Rounded once, each output is off, but their mean is the update's.
     """
@@ -70,7 +73,7 @@ def test_an_update_below_the_last_place_of_bfloat16_is_not_lost() -> None:
         update = low @ module.lora_B["default"].weight.double().T
         wanted = update.mean(dim=1)  # over 4,096 outputs: rounding that is not biased averages out
         before = module(inputs).double() - base
-        FusedLora(peft, torch.bfloat16)
+        FusedLora(peft, torch.bfloat16, spread=spread)
         after = module(inputs).double() - base
     slope = [
         float((each.mean(dim=1) * wanted).sum() / wanted.square().sum()) for each in (before, after)
@@ -84,10 +87,13 @@ def test_what_is_no_plain_lora_stays_pefts() -> None:
     assert not FusedLora(adapted("llama"), torch.bfloat16).layers, "weights of another type"
 
 
-def test_changed_factors_are_seen_after_refreshing_and_a_switched_off_adapter_is_off() -> None:
+@pytest.mark.parametrize("spread", [False, True])
+def test_changed_factors_are_seen_after_refreshing_and_a_switched_off_adapter_is_off(
+    spread: bool,
+) -> None:
     plain = adapted("llama")
     fused = deepcopy(plain)
-    products = FusedLora(fused, torch.float32)
+    products = FusedLora(fused, torch.float32, spread=spread)
     for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
         if one.requires_grad:
             with torch.no_grad():

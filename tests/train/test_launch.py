@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser
 
 from smollora import launch
+from smollora.config import load_recipe
 from smollora.data.batch import plan_batches
 from smollora.errors import ConfigError
 from smollora.train.steps import StepPlan
@@ -32,11 +38,12 @@ def torchrun(processes: int) -> tuple[str, ...]:
 
 def accelerate(processes: int) -> tuple[str, ...]:
     """The same by accelerate. Its `--cpu` starts several processes by MPI alone; `--multi_gpu` does
-    so as on GPUs, and where there are none they train on the CPU.
+    so as on GPUs, and where there are none they train on the CPU. What it is told of types and
+    compiling does not matter: that is the recipe's.
     """
     return (
         *("-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"),
-        *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
+        *("--num_machines=1", "--mixed_precision=bf16", "--dynamo_backend=eager"),
         *("--main_process_port=0", "-m", "smollora"),
     )
 
@@ -111,18 +118,24 @@ def test_what_only_one_process_can_do_is_refused(mixed: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 @pytest.mark.parametrize("packs", [3, 4])
-def test_the_processes_take_every_pack_of_a_step_once(packs: int, processes: int) -> None:
+@pytest.mark.parametrize("in_step", [False, True])
+def test_the_processes_take_every_pack_of_a_step_once(
+    in_step: bool, packs: int, processes: int
+) -> None:
     plan = plan_batches(ROWS, length=96, seed=1)
-    plans = [StepPlan(plan, 8, PAD, packs, rank, processes) for rank in range(processes)]
+    plans = [StepPlan(plan, 8, PAD, packs, rank, processes, in_step) for rank in range(processes)]
     assert plan.steps > packs, "an epoch has more than one step"
     for epoch in range(2):
         seen: list[str] = []
         for place in range(plans[0].per_epoch):
             index = epoch * plans[0].per_epoch + place
             made = [each[index] for each in plans]
-            held = [b for step in made if not step.idle for b in step.batches]
+            held = [b for step in made for b in step.held]
             seen += [row for batch in held for row in batch.row_ids]
-            idle = [b for step in made if step.idle for b in step.batches]
+            idle = [b for step in made for b in step.batches[len(step.held) :]]
+            assert all(step.batches for step in made), "every process exchanges gradients"
+            if in_step:
+                assert len({len(step.batches) for step in made}) == 1, "and weights"
             assert all(float(batch.weights.sum()) == 0 for batch in idle)
             assert sorted(row for b in held for row in b.row_ids) == sorted(plans[0].row_ids(index))
         assert sorted(seen) == sorted(row.conversation_id for row in ROWS)
@@ -138,16 +151,78 @@ def test_a_pack_after_the_other_is_one_large_pack(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(ConfigError, match="data parallel only"):
-        launch.refuse_sharding()
-
-
 def test_more_processes_than_packs_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(launch, "processes", lambda: 4)
     with pytest.raises(ConfigError, match=r"4 processes for train\.packs_per_step=2"):
         train(tmp_path, packs_per_step=2)
+
+
+# ── the commands of docs/training.md ──────────────────────────────────────────────────────────
+
+
+def shown(launcher: str) -> list[list[str]]:
+    """Commands of the page that start with these words, split as a shell splits them."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line.removeprefix(launcher)) for line in lines if line.startswith(launcher)]
+
+
+ACCELERATED = shown("accelerate launch ")
+
+
+def packs_of(module: str, words: list[str]) -> int:
+    """Packs a step of the training that is started, which is one of a shipped recipe, whose rows
+    the page prepares with the same settings.
+    """
+    verb, recipe, *rest = words
+    assert (module, verb) == ("smollora", "train")
+    assert [recipe, *rest] in shown("smollora mix ")
+    settings = rest[: rest.index("--runs")] if "--runs" in rest else rest
+    packs = load_recipe(recipe, settings).train.packs_per_step
+    assert packs
+    return packs
+
+
+def test_the_page_shows_every_way_to_launch() -> None:
+    asked = [" ".join(words) for words in ACCELERATED]
+    for way in ("--multi_gpu", "--fsdp_version 2", "--zero_stage", "--deepspeed_config_file"):
+        assert any(way in words for words in asked), way
+    assert any("--num_machines 2" in words for words in asked) and shown("torchrun ")
+
+
+@pytest.mark.parametrize("words", ACCELERATED, ids=" ".join)
+def test_accelerate_reads_the_commands_of_the_page(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By its own parser and checks; the environment that it makes for its processes is one that is
+    not refused, and asks for what the page says.
+    """
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 3}}', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    asked = launch_command_parser().parse_args(words)
+    asked, _, _ = _validate_launch_command(asked)
+    assert asked.module
+    packs = packs_of(asked.training_script, asked.training_script_args)
+    assert asked.num_processes <= packs
+    if asked.use_deepspeed:
+        asked.deepspeed_fields_from_accelerate_config = ""  # no config file
+        _, made = prepare_deepspeed_cmd_env(asked)
+    else:
+        made = prepare_multi_gpu_env(asked)
+    for variable, value in made.items():
+        if variable.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("WORLD_SIZE", str(asked.num_processes))
+    launch.check_sharding()
+    assert launch.shards() is not asked.multi_gpu
+
+
+@pytest.mark.parametrize("words", shown("torchrun "), ids=" ".join)
+def test_torchrun_reads_the_commands_of_the_page(words: list[str]) -> None:
+    asked = get_args_parser().parse_args(words)
+    assert asked.module
+    packs = packs_of(asked.training_script, asked.training_script_args)
+    assert int(asked.nnodes) * int(asked.nproc_per_node) <= packs

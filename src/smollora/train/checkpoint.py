@@ -20,6 +20,7 @@ from typing import Any
 
 from smollora.errors import ConfigError, SmolloraError
 from smollora.runs import whole_folder, write_json
+from smollora.train import zero
 
 PREFIX = "step-"
 BEST = "best"
@@ -164,6 +165,54 @@ def refuse_other(checkpoint: Checkpoint, origin: Mapping[str, Any]) -> None:
 def trained_tensors(peft: Any) -> dict[str, Any]:
     """What is trained, by name."""
     return {name: p for name, p in peft.named_parameters() if p.requires_grad}
+
+
+def whole(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tensors; those that are spread over processes (FSDP, ZeRO 3) put together, for which
+    every process must call this.
+    """
+    return {name: _whole(tensor) for name, tensor in tensors.items()}
+
+
+def _whole(tensor: Any) -> Any:
+    if zero.is_spread(tensor):
+        return zero.whole_parameter(tensor)
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def share_of(tensor: Any, like: Any) -> Any:
+    """A whole tensor as `like` holds it: this process's share where that one is spread."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    here = tensor.to(like.device)
+    return distribute_tensor(here, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def share_held(peft: Any) -> float:
+    """Share of the model's numbers that this process holds; 1 where nothing is spread."""
+    counts = [_numbers_held(parameter) for parameter in peft.parameters()]
+    return sum(here for here, _ in counts) / sum(everywhere for _, everywhere in counts)
+
+
+def _numbers_held(parameter: Any) -> tuple[int, int]:
+    if zero.is_spread(parameter):
+        return zero.numbers_held(parameter)
+    here = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return here.numel(), parameter.numel()
+
+
+def gather_trained(peft: Any) -> None:
+    """Put what is trained together in every process; the model computes no more after that."""
+    import torch
+
+    for module in peft.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None or not parameter.requires_grad:
+                continue
+            if (together := _whole(parameter)) is not parameter:
+                module._parameters[name] = torch.nn.Parameter(together.detach())
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:

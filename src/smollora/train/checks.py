@@ -20,7 +20,9 @@ def check_settings(rows: Sequence[Row], settings: TrainSection, ends: Ends | Non
         ConfigError: no rows, a row longer than a pack, a tracker that is not installed, a probe of
             a format without delimiters, too few packs for the processes.
     """
-    launch.refuse_sharding()
+    launch.check_sharding()
+    if launch.shards():
+        _check_sharded(settings)
     check_trackers(settings.report_to)
     choose_device(settings.device)
     if not rows:
@@ -46,3 +48,26 @@ def check_settings(rows: Sequence[Row], settings: TrainSection, ends: Ends | Non
             "train.probe_every needs a format whose calls open with a token of their own",
             "set train.probe_every=0",
         )
+
+
+def _check_sharded(settings: TrainSection) -> None:
+    """Raise for what does not go where the weights are spread over processes (FSDP 2, ZeRO 3)."""
+    for asked, reason, step in (
+        (settings.dora, "train.dora needs whole weights", "set train.dora=false"),
+        (settings.compile == "on", "train.compile=on needs whole layers", "set train.compile=off"),
+        (
+            settings.probe_every > 0,
+            "train.probe_every asks the whole model in one process",
+            "set train.probe_every=0",
+        ),
+        (
+            bool(settings.modules_to_save),
+            "train.modules_to_save trains whole modules",
+            "leave train.modules_to_save out",
+        ),
+    ):
+        if asked:
+            raise ConfigError(
+                f"{reason}, which are spread over {launch.processes()} processes",
+                f"{step}, or launch without --use_fsdp and --use_deepspeed",
+            )

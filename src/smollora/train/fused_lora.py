@@ -20,9 +20,11 @@ from torch.nn import functional
 class FusedLora:
     """The fused layers of a model; `refresh` after whatever changed their factors."""
 
-    def __init__(self, peft: Any, dtype: torch.dtype) -> None:
+    def __init__(self, peft: Any, dtype: torch.dtype, *, spread: bool = False) -> None:
         """Args: a peft model on its device; layers whose weights are of another type than `dtype`,
-        the compute type, or that are no plain LoRA (DoRA, several adapters), stay peft's.
+        the compute type, or that are no plain LoRA (DoRA, several adapters), stay peft's; whether
+        weights are spread over processes (FSDP): the factors are joined whenever a layer computes,
+        for its weights are whole only then.
         """
         from peft.tuners.lora.layer import Linear
 
@@ -31,12 +33,17 @@ class FusedLora:
             for module in peft.modules()
             if type(module) is Linear and can_fuse(module, dtype)
         ]
+        self.spread = spread
         for layer in self.layers:
-            _widen(layer)
+            if not spread:
+                _widen(layer)
+            layer.forward = partial(_forward, layer)
         self.refresh()
 
     def refresh(self) -> None:
         """Write the second factors, as they are now, beside the base weights."""
+        if self.spread:
+            return
         with torch.no_grad():
             for layer in self.layers:
                 (name,) = layer.active_adapters
@@ -67,7 +74,6 @@ def _widen(layer: Any) -> None:
     wide = torch.cat([base.weight.data, base.weight.new_zeros(base.weight.shape[0], rank)], dim=1)
     base.weight.data = wide[:, :-rank]
     layer.wide_weight = wide  # no buffer: nothing saves it, and `to` must not part it from the view
-    layer.forward = partial(_forward, layer)
 
 
 def _forward(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -75,13 +81,14 @@ def _forward(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         out: Tensor = type(layer).forward(layer, inputs, *args, **kwargs)
         return out
     (name,) = layer.active_adapters
-    wide = layer.wide_weight
-    inputs = inputs.to(wide.dtype)
-    first = layer.lora_A[name].weight.to(wide.dtype)
+    base, second, scale = layer.base_layer, layer.lora_B[name].weight, layer.scaling[name]
+    inputs = inputs.to(base.weight.dtype)
+    first = layer.lora_A[name].weight.to(base.weight.dtype)
     low = functional.linear(layer.lora_dropout[name](inputs), first)
-    out = _WideProduct.apply(
-        inputs, low, layer.lora_B[name].weight, wide, layer.base_layer.bias, layer.scaling[name]
-    )
+    if hasattr(layer, "wide_weight"):
+        out = _WideProduct.apply(inputs, low, second, layer.wide_weight, base.bias, scale)
+    else:
+        out = _JoinedProduct.apply(inputs, low, second, base.weight, base.bias, scale)
     return out
 
 
@@ -111,5 +118,39 @@ class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
         (gradient,) = gradients
         rank = low.shape[-1]
         joined = gradient @ wide
-        d_factor = (gradient.flatten(0, -2).T @ low.flatten(0, -2)).to(ctx.dtype) * ctx.scale
+        d_factor = _second_gradient(gradient, low, ctx.scale, ctx.dtype)
         return joined[..., :-rank], joined[..., -rank:], d_factor, None, None, None
+
+
+class _JoinedProduct(torch.autograd.Function):  # type: ignore[misc]
+    """The same from `base` [out, in], joined with the second factor for this product alone. Kept
+    for the way back are the parameters themselves, which FSDP empties and fills again: what they
+    are joined to would be a second model, and a whole one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        low: Tensor,
+        factor: Tensor,
+        base: Tensor,
+        bias: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        ctx.save_for_backward(low, factor, base)
+        ctx.scale = scale
+        wide = torch.cat([base, (factor * scale).to(base.dtype)], dim=1)
+        return functional.linear(torch.cat([inputs, low], dim=-1), wide, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        low, factor, base = ctx.saved_tensors
+        (gradient,) = gradients
+        d_low = gradient @ (factor * ctx.scale).to(base.dtype)
+        d_factor = _second_gradient(gradient, low, ctx.scale, factor.dtype)
+        return gradient @ base, d_low, d_factor, None, None, None
+
+
+def _second_gradient(gradient: Tensor, low: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    return (gradient.flatten(0, -2).T @ low.flatten(0, -2)).to(dtype) * scale

@@ -15,9 +15,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from smollora import launch
 from smollora.memory import give_back_freed_memory
-from smollora.train import checkpoint, watch
-from smollora.train.loss import TreeLoss, mean_by_part
+from smollora.train import checkpoint, watch, zero
+from smollora.train.loss import PackLoss, TreeLoss, mean_by_part
 from smollora.train.progress import Totals
 from smollora.train.reporting import flat_logs
 from smollora.train.session import Session
@@ -38,6 +39,8 @@ def _loss_module(loss_of: TreeLoss) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.peft = loss_of.model
+            base = self.peft.get_base_model()
+            self._no_split_modules = list(base._no_split_modules or [])  # what FSDP gathers at once
 
         def forward(self, batch: Any) -> tuple[Any, ...]:
             return tuple(loss_of(batch))
@@ -53,6 +56,7 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
 
     settings, steps, progress = session.settings, session.steps, session.progress
     pace, peft = progress.pace, session.loss_of.model
+    stage = launch.zero_stage()
 
     class TreeTrainer(Trainer):  # type: ignore[misc]
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
@@ -64,15 +68,35 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             parts = torch.zeros(3, len(PARTS), dtype=torch.float64)
             for number, batch in enumerate(step.batches, 1):
                 last = number == len(step.batches)
-                with nullcontext() if last else self.accelerator.no_sync(model):
+                alone = not last and stage is None  # DeepSpeed is told by its own backward
+                with self.accelerator.no_sync(model) if alone else nullcontext():
                     total, _, *by_part = model(batch)
                     part = total / share
-                    self.accelerator.backward(part)
+                    self.backward(part, last)
                 loss += part.detach()
-                if not step.idle:
+                if number <= len(step.held):
                     parts += torch.stack(by_part).detach().cpu().double()
             self._note(step, parts)
             return loss
+
+        def backward(self, loss: Any, last: bool) -> None:
+            """Add up a pack's gradients; with DeepSpeed the last of a step is the optimizer's step
+            as well.
+            """
+            if stage is None:
+                self.accelerator.backward(loss)
+            else:
+                self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=last)
+
+        def look_at(self, batch: Any) -> PackLoss:
+            """What a pack gives, through the module that gathers weights where they are spread."""
+            module: Any = self.model if stage is None else self.model_wrapped
+            return PackLoss(*module(batch))
+
+        def rest(self) -> None:
+            """Spread again what such a look has gathered and no backward pass gives back."""
+            if hasattr(self.model, "reshard"):
+                self.model.reshard()
 
         def add_up(self, values: Any) -> Any:
             """The sum of a tensor over all processes."""
@@ -83,7 +107,7 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
 
         def _note(self, step: Step, parts: Any) -> None:
             """What the step held in all processes, and whether one of them asks for something."""
-            held = [] if step.idle else step.batches
+            held = step.held
             flags = [
                 sum(batch.real_tokens for batch in held),
                 sum(batch.row_tokens for batch in held),
@@ -117,10 +141,12 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             named = [(n, p) for n, p in peft.named_parameters() if p.requires_grad]
             tokens = [p for n, p in named if "trainable_tokens" in n]
             others = [p for n, p in named if "trainable_tokens" not in n]
+            groups: list[dict[str, Any]]
             groups = [{"params": others, "lr": settings.lr, "weight_decay": settings.weight_decay}]
             if tokens:
                 rate = settings.token_lr or settings.lr
                 groups.append({"params": tokens, "lr": rate, "weight_decay": 0.0})
+            self.trained = [list(group["params"]) for group in groups]
             self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), eps=1e-8)
             return self.optimizer
 
@@ -140,9 +166,15 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             generators = {"cpu": self._gather(lines)}
             if torch.cuda.is_available():
                 generators["cuda"] = self._gather(torch.cuda.get_rng_state()[None])
+            if stage is None:
+                held = self.optimizer.state_dict()
+            else:
+                held = zero.optimizer_state(self.optimizer, self.trained)
+            optimizer, groups = checkpoint.split_optimizer(held)
+            optimizer = checkpoint.whole(optimizer)
+            trained = checkpoint.whole(checkpoint.trained_tensors(peft))
             if not session.first:
                 return
-            optimizer, groups = checkpoint.split_optimizer(self.optimizer.state_dict())
             state = {
                 "origin": session.origin,
                 "groups": groups,
@@ -151,7 +183,6 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             }
 
             def fill(work: Path) -> None:
-                trained = checkpoint.trained_tensors(peft)
                 checkpoint.save_tensors(work / "adapter.safetensors", trained)
                 checkpoint.save_tensors(work / "optimizer.safetensors", optimizer)
                 checkpoint.save_tensors(work / "random.safetensors", generators)
@@ -169,7 +200,7 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             return self.accelerator.gather(lines.to(self.args.device)).cpu()
 
         def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            checkpoint.restore_trained(peft, Path(resume_from_checkpoint) / "adapter.safetensors")
+            """The weights are there: they were restored before anyone took shares of them."""
 
         def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
             if checkpoint_folder is None:
@@ -177,7 +208,15 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             folder = Path(checkpoint_folder)
             state = checkpoint.Checkpoint(folder, 0).state()
             tensors = checkpoint.load_tensors(folder / "optimizer.safetensors")
-            self.optimizer.load_state_dict(checkpoint.join_optimizer(tensors, state["groups"]))
+            saved = checkpoint.join_optimizer(tensors, state["groups"])
+            if stage is None:
+                held = [p for group in self.optimizer.param_groups for p in group["params"]]
+                for index, values in saved["state"].items():
+                    for name in values.keys() & set(zero.MOMENTS):
+                        values[name] = checkpoint.share_of(values[name], held[index])
+                self.optimizer.load_state_dict(saved)
+            else:
+                zero.restore_optimizer(self.optimizer, self.trained, saved)
             self.lr_scheduler.load_state_dict(state["scheduler"])
 
         def _load_rng_state(self, checkpoint_folder: str | None) -> None:
@@ -204,8 +243,16 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
     chosen = TrainingArguments(**arguments)
     if chosen.n_gpu > 1:  # one process uses one GPU; the Trainer would split batches among all
         chosen._n_gpu = 1
+    if launch.uses_fsdp() and chosen.device.type == "cpu":
+        launch.shard_on_cpu_too()
+    module = _loss_module(session.loss_of)
+    if stage is not None:
+        zero.configure(chosen.deepspeed_plugin, clip=settings.clip)
+        module.config = peft.get_base_model().config  # for "auto" sizes in DeepSpeed's own file
+    if stage == 3:
+        zero.gather_by_layer(module, module._no_split_modules)
     trainer = TreeTrainer(
-        model=_loss_module(session.loss_of),
+        model=module,
         args=chosen,
         train_dataset=steps,
         callbacks=[Watch()],

@@ -102,9 +102,17 @@ class TreeLoss:
     """
 
     def __init__(
-        self, model: Any, dtype: str, device: str = "cpu", attention: str | None = None
+        self,
+        model: Any,
+        dtype: str,
+        device: str = "cpu",
+        attention: str | None = None,
+        *,
+        spread: bool = False,
     ) -> None:
-        """Args: the model; compute type; device; a way of `choose_attention` (None: that one)."""
+        """Args: the model; compute type; device; a way of `choose_attention` (None: that one);
+        whether the model's weights will be spread over processes.
+        """
         import torch
 
         self.model = model
@@ -115,7 +123,7 @@ class TreeLoss:
         self.device = device
         self.window = sliding_window(base.config)
         refuse_scaled_logits(base)
-        self.adapters = FusedLora(model, self.dtype)
+        self.adapters = FusedLora(model, self.dtype, spread=spread)
         self.attention = attention or choose_attention(device)
         own = base.config._attn_implementation
         self._own_attention = "sdpa" if own in OWN_ATTENTION.values() else own
@@ -211,12 +219,14 @@ def evaluate_loss(
     *,
     rank: int = 0,
     processes: int = 1,
+    look_at: Callable[[Batch], PackLoss] | None = None,
     add_up: Callable[[Any], Any] = lambda values: values,
 ) -> Evaluation:
     """Mean unweighted loss and accuracy over rows, whole and by part.
 
     Args:
         rank, processes: this process computes its share of the packs ...
+        look_at: ... by this, `loss_of` where it is None ...
         add_up: ... and this adds a tensor [3, 5] up over the processes.
     """
     import torch
@@ -224,10 +234,14 @@ def evaluate_loss(
     found = torch.zeros(3, len(PARTS))
     trains = loss_of.model.training
     loss_of.model.eval()  # without dropout
-    for number, batch in enumerate(_batches(rows, settings, pad_id)):
-        if number % processes == rank:
-            with torch.no_grad():
-                pack = loss_of(batch)
+    plan = plan_batches(rows, length=settings.batch_tokens, seed=0)
+    packs = plan.packs
+    for turn in range(0, len(packs), processes):
+        number = turn + rank  # without a pack, one is computed in vain: processes exchange weights
+        with torch.no_grad():
+            batch = build_batch(packs[min(number, len(packs) - 1)], plan.length, pad_id)
+            pack = (look_at or loss_of)(batch)
+        if number < len(packs):
             found = found + torch.stack([pack.by_part, pack.counts, pack.hits]).cpu()
     loss_of.model.train(trains)
     sums, counts, hits = add_up(found)
@@ -237,11 +251,3 @@ def evaluate_loss(
         mean_by_part(sums, counts),
         mean_by_part(hits, counts),
     )
-
-
-def _batches(rows: Sequence[Row], settings: TrainSection, pad_id: int) -> Iterator[Batch]:
-    if not rows:
-        return
-    plan = plan_batches(rows, length=settings.batch_tokens, seed=0)
-    for pack in plan.packs:
-        yield build_batch(pack, plan.length, pad_id)

@@ -19,9 +19,14 @@ class Step:
     index: int
     """Counted from 0 over all epochs."""
     batches: tuple[Batch, ...]
-    idle: bool
-    """True where a step has no pack for this process: it computes one that weighs nothing, for
-    processes exchange gradients in step."""
+    idle: int
+    """How many of the last batches weigh nothing: processes exchange gradients in step, and weights
+    as well where these are spread over them."""
+
+    @property
+    def held(self) -> tuple[Batch, ...]:
+        """The batches that count."""
+        return self.batches[: len(self.batches) - self.idle]
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class StepPlan:
     packs_per_step: int = 1
     rank: int = 0
     processes: int = 1
+    in_step: bool = False
+    """Whether all processes must compute equally many batches."""
 
     @property
     def per_epoch(self) -> int:
@@ -58,10 +65,9 @@ class StepPlan:
     def __getitem__(self, index: int) -> Step:
         packs = self.packs(index)
         mine = packs[self.rank :: self.processes]
-        made = tuple(
-            build_batch(self.plan.packs[pack], self.plan.length, self.pad_id)
-            for pack in mine or packs[:1]
-        )
-        if not mine:
-            made = tuple(replace(batch, weights=batch.weights * 0) for batch in made)
-        return Step(index, made, not mine)
+        wanted = -(-len(packs) // self.processes) if self.in_step else 1
+        made = [build_batch(self.plan.packs[pack], self.plan.length, self.pad_id) for pack in mine]
+        if idle := max(0, wanted - len(mine)):
+            other = build_batch(self.plan.packs[packs[0]], self.plan.length, self.pad_id)
+            made += [replace(other, weights=other.weights * 0)] * idle
+        return Step(index, tuple(made), idle)

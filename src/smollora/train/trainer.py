@@ -99,7 +99,10 @@ def train_adapter(
     launch.wait_for_everyone(device)
     set_seed(settings.seed)
     dtype = compute_dtype(settings.dtype, device)
-    peft = attach_adapter(model, settings, token_ids).to(device)
+    sharded = launch.shards()
+    peft = attach_adapter(model, settings, token_ids)
+    if not sharded:  # else FSDP moves to the device what a process keeps
+        peft = peft.to(device)
     compute_rows_apart(peft)
     plan = plan_batches(rows, length=settings.batch_tokens, seed=settings.seed)
     packs = settings.packs_per_step or launch.processes()
@@ -107,11 +110,15 @@ def train_adapter(
     planned = max(1, round(per_epoch * settings.epochs))
     most = max(planned, round(per_epoch * (settings.max_epochs or settings.epochs)))
     pace = Pace(planned, most, round(settings.warmup * planned), settings.schedule)
-    steps = StepPlan(plan, most, pad_id, packs, launch.rank(), launch.processes())
-    loss_of = TreeLoss(peft, dtype, device)
+    in_step = launch.computes_in_step()
+    steps = StepPlan(plan, most, pad_id, packs, launch.rank(), launch.processes(), in_step)
+    loss_of = TreeLoss(peft, dtype, device, spread=sharded)
     cost = read_cost(peft, dtype, device)
     compiled = settings.compile == "on" or (
-        settings.compile == "auto" and can_compile() and most >= COMPILE_FROM[device]
+        settings.compile == "auto"
+        and not sharded
+        and can_compile()
+        and most >= COMPILE_FROM[device]
     )
     checkpointed = wants_checkpointing(peft, settings, dtype, device)
     if checkpointed:
@@ -119,18 +126,21 @@ def train_adapter(
     if compiled:
         _compile_layers(loss_of.decoder)
     origin = describe_origin(settings, base, rows, validation, plan, packs, dtype)
-    add_up: list[Callable[[Any], Any]] = [lambda values: values]  # the trainer's, once it is there
+    trainers: list[Any] = []  # the one, once it is there
 
     def validate() -> Evaluation:
-        return evaluate_loss(
+        found = evaluate_loss(
             loss_of,
             validation,
             settings,
             pad_id,
             rank=steps.rank,
             processes=steps.processes,
-            add_up=add_up[0],
+            look_at=trainers[0].look_at,
+            add_up=trainers[0].add_up,
         )
+        trainers[0].rest()
+        return found
 
     probe = None
     if settings.probe_every and ends is not None:
@@ -161,15 +171,17 @@ def train_adapter(
         )
         last_step = most if validation else planned
         trainer = build_trainer(session, _arguments(settings, out, last_step, device))
-        add_up[0] = trainer.add_up
+        trainers.append(trainer)
         resumed = _resume(session)
         if steps.processes > 1:
             set_seed(settings.seed + steps.rank)  # dropout is drawn in each process for itself
         with _precision(peft, dtype):
+            if resumed is not None:  # before FSDP or DeepSpeed take shares of it
+                checkpoint.restore_trained(peft, resumed.folder / "adapter.safetensors")
             if resumed is None or not (session.progress.ended or resumed.step >= last_step):
                 trainer.train(resume_from_checkpoint=str(resumed.folder) if resumed else None)
-            else:
-                checkpoint.restore_trained(peft, resumed.folder / "adapter.safetensors")
+            elif sharded:
+                peft.to(device)  # nobody has taken shares
     progress = session.progress
     if session.stop:
         step, of = len(progress.curve), planned if len(progress.curve) <= planned else most
@@ -182,6 +194,8 @@ def train_adapter(
         checkpoint.restore_best(session.checkpoints, progress.best.step, peft)
     found = validate()
     peft.eval()
+    held = _most_held(peft, steps, trainer.add_up)
+    checkpoint.gather_trained(peft)
     if launch.is_first():
         _save(peft, out, base)
         checkpoint.clear_checkpoints(session.checkpoints)
@@ -215,12 +229,22 @@ def train_adapter(
         "best_step": progress.best.step if progress.best else None,
         "resumed_at": progress.resumed_at,
         "processes": steps.processes,
+        "weights_held": held,
         "packs_per_step": packs,
         "compiled": compiled,
         "activation_checkpointing": checkpointed,
         "dtype": dtype,
     }
     return Trained(peft, summary, curve)
+
+
+def _most_held(peft: Any, steps: StepPlan, add_up: Callable[[Any], Any]) -> float:
+    """The largest share of the model's weights that a process holds."""
+    import torch
+
+    shares = torch.zeros(steps.processes, dtype=torch.float64)
+    shares[steps.rank] = checkpoint.share_held(peft)
+    return round(float(add_up(shares).max()), 3)
 
 
 def _resume(session: Session) -> checkpoint.Checkpoint | None:

@@ -1,0 +1,320 @@
+"""Weights spread over processes (FSDP 2, DeepSpeed's ZeRO): real processes, over gloo, on the CPU.
+The other side of every number is a training of one process, which spreads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from smollora import launch
+from smollora.errors import ConfigError
+from smollora.runs import write_json
+from smollora.train.checks import check_settings
+from tiny_runs import changed, smollora, tiny_recipe, write_model, write_recipe
+from tiny_training import ENDS, ROWS, curve, last_checkpoint, section, start, wait_for_checkpoint
+
+EXACT = 1e-5
+ONE = ("-m", "smollora")
+
+
+def sharding(processes: int, *way: object) -> tuple[str, ...]:
+    """The start of a command line that asks accelerate for FSDP 2, or for `way`; types and
+    compiling, which it is asked for as well, are the recipe's.
+    """
+    asked = [str(word) for word in way] or ["--use_fsdp", "--fsdp_version=2"]
+    if "--config_file" not in asked:  # DeepSpeed's own file has types
+        asked.append("--mixed_precision=bf16")
+    return (
+        *("-m", "accelerate.commands.launch", *asked, f"--num_processes={processes}"),
+        *("--num_machines=1", "--dynamo_backend=eager", "--main_process_port=0"),
+        *("-m", "smollora"),
+    )
+
+
+def whole(processes: int) -> tuple[str, ...]:
+    """The start of a command line whose processes hold the whole model."""
+    return (
+        *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
+        *("-m", "smollora"),
+    )
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Rows of a recipe, and what one process trains of them."""
+
+    folder: Path
+    recipe: Path
+    one: Path
+
+    def copy(self, name: str, run: Path | None = None) -> Path:
+        """A run up to its rows, or a copy of `run`, that a training may go on in."""
+        copied = self.folder / name / "tiny"
+        shutil.copytree(run or self.folder / "runs" / "tiny", copied, symlinks=True)
+        return copied
+
+    def start(self, run: Path, launcher: tuple[str, ...]) -> Any:
+        """A training of the run, in processes of its own."""
+        return start("train", self.recipe, "--runs", run.parent, launcher=launcher)
+
+    def finish(self, run: Path, launcher: tuple[str, ...]) -> str:
+        """Train to the end; what was printed."""
+        out, err = (process := self.start(run, launcher)).communicate(timeout=600)
+        assert process.returncode == 0, err
+        return str(out)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mixed]:
+    """A recipe of global steps of three packs in an embeddings mode, a run of it up to its rows,
+    and the training of one process.
+    """
+
+    @cache
+    def make(embeddings: str) -> Mixed:
+        folder = tmp_path_factory.mktemp(embeddings)
+        recipe = changed(
+            tiny_recipe(folder, write_model(folder / "model")),
+            train__embeddings=embeddings,
+            train__epochs=4,
+            train__max_epochs=6,
+            train__batch_tokens=384,
+            train__packs_per_step=3,
+            train__lr=2e-3,
+            train__weights={"open": 4.0, "text": 0.5},
+            train__checkpoint_every=2,
+        )
+        write_recipe(folder / "recipe.yaml", recipe)
+        said = smollora("mix", folder / "recipe.yaml", "--runs", folder / "runs")
+        assert said.code == 0, said.err
+        found = Mixed(folder, folder / "recipe.yaml", folder / "one" / "tiny")
+        found.finish(found.copy("one"), ONE)
+        return found
+
+    return make
+
+
+def same_training(found: Path, expected: Path, *, held: float, resumed_at: int) -> None:
+    ours, theirs = curve(found), curve(expected)
+    assert len(ours) == len(theirs) >= 8
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=EXACT), a["step"]
+        assert a["lr"] == b["lr"]
+        for key in ("tokens", "row_tokens", "labelled", "loss_by_part", "accuracy_by_part"):
+            assert a[key] == pytest.approx(b[key], abs=1e-3), key
+    weights, expected_weights = (
+        load_file(run / "train" / "adapter" / "adapter_model.safetensors")
+        for run in (found, expected)
+    )
+    assert weights.keys() == expected_weights.keys()
+    for key, tensor in expected_weights.items():
+        assert (weights[key] - tensor).abs().max() <= 1e-4, key
+    summaries = [json.loads((run / "train/summary.json").read_text()) for run in (found, expected)]
+    assert summaries[0]["weights_held"] == pytest.approx(held, abs=0.05)
+    assert summaries[1]["weights_held"] == 1
+    assert summaries[0]["resumed_at"] == resumed_at >= 4
+    assert summaries[0]["validation_losses"] == pytest.approx(
+        summaries[1]["validation_losses"], abs=2e-4
+    )
+    assert summaries[0]["validation_loss"] == pytest.approx(
+        summaries[1]["validation_loss"], abs=2e-4
+    )
+
+
+@pytest.mark.parametrize("embeddings", ["tool_tokens", "lora"])
+def test_shared_among_two_processes_and_killed_a_training_is_that_of_one_and_merges(
+    embeddings: str, mixed: Callable[[str], Mixed]
+) -> None:
+    """It goes on as it was begun, or in processes that hold the whole model: checkpoints are the
+    same.
+    """
+    rows = mixed(embeddings)
+    run = rows.copy("killed")
+    kept = kill_halfway(rows, run, sharding(2))
+    for launcher, held in ((sharding(2), 0.5), (whole(2), 1.0)):
+        again = rows.copy(f"again-{held}", run)
+        out = rows.finish(again, launcher)
+        assert out.count("train ") == 1, "one process prints"
+        same_training(again, rows.one, held=held, resumed_at=kept)
+    said = smollora("merge", rows.recipe, "--runs", rows.folder / "again-0.5")
+    assert said.code == 0, said.err
+    assert json.loads((rows.folder / "again-0.5/tiny/merge/summary.json").read_text())["passed"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "embeddings", "held"), [(2, "tool_tokens", 1.0), (3, "tool_tokens", 0.5)]
+)
+def test_by_deepspeed_and_killed_a_training_is_that_of_one(
+    stage: int, embeddings: str, held: float, mixed: Callable[[str], Mixed]
+) -> None:
+    """ZeRO 2 from options; ZeRO 3 from accelerate's config file and DeepSpeed's own, which names an
+    optimizer and types that are the recipe's to choose, and limits at which a tiny model is spread.
+    It goes on as it was begun, or in one process: checkpoints are the same.
+    """
+    rows = mixed(embeddings)
+    way: tuple[object, ...] = ("--use_deepspeed", "--zero_stage", stage)
+    if stage == 3:
+        write_json(rows.folder / "zero.json", ZERO_3)
+        config = {
+            **ACCELERATE,
+            "deepspeed_config": {"deepspeed_config_file": f"{rows.folder}/zero.json"},
+        }
+        write_json(rows.folder / "accelerate.json", config)
+        way = ("--config_file", rows.folder / "accelerate.json")
+    launcher = sharding(2, *way)
+    run = rows.copy(f"zero-{stage}")
+    kept = kill_halfway(rows, run, launcher)
+    for name, way_on, share in (("again", launcher, held), ("alone", ONE, 1.0)):
+        again = rows.copy(f"zero-{stage}-{name}", run)
+        out = rows.finish(again, way_on)
+        assert way_on != ONE or "WARNING" not in out, "DeepSpeed that is installed, and not used"
+        same_training(again, rows.one, held=share, resumed_at=kept)
+
+
+ACCELERATE = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "DEEPSPEED",
+    "num_machines": 1,
+    "num_processes": 2,
+    "machine_rank": 0,
+}
+ZERO_3 = {
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 0,
+        "reduce_bucket_size": "auto",
+    },
+    "optimizer": {"type": "SGD", "params": {"lr": 1}},
+    "bf16": {"enabled": True},
+    "gradient_clipping": 1e-6,
+}
+
+
+def kill_halfway(rows: Mixed, run: Path, launcher: tuple[str, ...]) -> int:
+    """Train until some checkpoints are there, then SIGKILL: the step of the last one."""
+    process = rows.start(run, launcher)
+    wait_for_checkpoint(process, run, 4)
+    kill_tree(process)
+    assert not (run / "train" / "adapter").exists()
+    return last_checkpoint(run)
+
+
+def kill_tree(process: Any) -> None:
+    """SIGKILL the launcher and the processes that it started."""
+    import psutil
+
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    for child in family:
+        if child.is_running():
+            child.kill()
+    psutil.wait_procs(family, timeout=30)
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"dora": True}, r"train\.dora"),
+        ({"compile": "on"}, r"train\.compile=on"),
+        ({"probe_every": 2}, r"train\.probe_every"),
+        ({"embeddings": "frozen", "modules_to_save": ["norm"]}, r"train\.modules_to_save"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused(
+    more: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_for_sharding(monkeypatch, FSDP)
+    check_settings(ROWS, section(), ENDS)
+    with pytest.raises(ConfigError, match=says) as refused:
+        check_settings(ROWS, section(**more), ENDS)
+    assert "are spread over 2 processes" in str(refused.value)
+    assert "or launch without --use_fsdp" in str(refused.value.hint)
+
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "2"}
+ZERO = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "WORLD_SIZE": "2",
+}
+"""What accelerate sets for the processes that it starts."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "variable", "value", "says"),
+    [
+        (FSDP, "FSDP_VERSION", "1", "FSDP 1 is asked for"),
+        (FSDP, "FSDP_ACTIVATION_CHECKPOINTING", "true", "own activation checkpointing"),
+        (FSDP, "FSDP_OFFLOAD_PARAMS", "true", "keep weights in the processor's memory"),
+        (FSDP, "WORLD_SIZE", "1", "one process was launched"),
+        (ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE", "1", "ZeRO stage 1 is asked for"),
+        (ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "asked to offload"),
+        (ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "nvme", "asked to offload"),
+        (ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE", "/none/zero.json", "cannot be read"),
+        (ZERO, "WORLD_SIZE", "1", "one process was launched"),
+    ],
+)
+def test_other_ways_to_shard_are_refused(
+    asked: dict[str, str],
+    variable: str,
+    value: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ask_for_sharding(monkeypatch, asked)
+    launch.check_sharding()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=says) as refused:
+        launch.check_sharding()
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ("{}", "ZeRO stage 0"),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}',
+            "offload_param",
+        ),
+    ],
+)
+def test_what_deepspeeds_own_file_asks_for_is_refused_as_well(
+    written: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "zero.json"
+    path.write_text(written, encoding="utf-8")
+    ask_for_sharding(monkeypatch, {**ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)})
+    with pytest.raises(ConfigError, match=says):
+        launch.check_sharding()
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask_for_sharding(monkeypatch, ZERO)
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="not installed") as refused:
+        launch.check_sharding()
+    assert "smollora[deepspeed]" in str(refused.value.hint)
+
+
+def ask_for_sharding(monkeypatch: pytest.MonkeyPatch, asked: dict[str, str]) -> None:
+    """The environment that accelerate makes."""
+    for variable, value in asked.items():
+        monkeypatch.setenv(variable, value)
