@@ -17,6 +17,7 @@ import sys
 import tempfile
 import textwrap
 import zipfile
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -302,8 +303,10 @@ def read_stop_ids(folder: Path) -> tuple[int, ...]:
     return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
-def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool = False) -> Any:
-    """The model of a folder, in evaluation mode.
+def load_model(
+    folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool = False, **more: Any
+) -> Any:
+    """The model of a folder, in evaluation mode; `more` is for transformers' `from_pretrained`.
 
     Raises:
         ModelError: no safetensors weights there, or they do not fit the config.
@@ -318,12 +321,15 @@ def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool
             "smollora reads no pickled weights; convert the model to safetensors",
         )
     logging.disable_progress_bar()
+    # Where it is installed, transformers and peft import it; it then advises kernels for inference.
+    getLogger("bitsandbytes").setLevel(ERROR)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            **more,
         )
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, ...
         raise ModelError(
