@@ -321,8 +321,7 @@ def load_model(
             "smollora reads no pickled weights; convert the model to safetensors",
         )
     logging.disable_progress_bar()
-    # Where it is installed, transformers and peft import it; it then advises kernels for inference.
-    getLogger("bitsandbytes").setLevel(ERROR)
+    silence_bitsandbytes()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -337,6 +336,13 @@ def load_model(
             "check that config.json and the weights belong together",
         ) from error
     return model.eval()
+
+
+def silence_bitsandbytes() -> None:
+    """Keep its advice from the terminal: where it is installed, transformers and peft import it
+    whatever is trained, and it then asks for kernels that only inference on a processor would use.
+    """
+    getLogger("bitsandbytes").setLevel(ERROR)
 
 
 def on_gpu(model: Any) -> Any:

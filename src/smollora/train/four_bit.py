@@ -22,7 +22,7 @@ from typing import Any
 from smollora.architecture import read_config
 from smollora.config import TrainSection
 from smollora.errors import ConfigError, ModelError
-from smollora.models import load_model
+from smollora.models import load_model, silence_bitsandbytes
 
 BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Of a weight: itself; an 8-bit scale for 64 of them; a 32-bit scale for 256 of those scales."""
@@ -75,6 +75,7 @@ def check_four_bit(device: str) -> None:
 
 def _try_out(device: str) -> str:
     """Why a small weight cannot be made 4-bit and read again on a device; "" if it can."""
+    silence_bitsandbytes()
     try:
         import torch
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
