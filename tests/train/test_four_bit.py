@@ -53,6 +53,7 @@ from tiny_training import (
     curve,
     section,
     start,
+    torchrun,
     wait_for_checkpoint,
 )
 
@@ -526,6 +527,25 @@ def test_killed_and_given_again_the_curve_is_that_of_an_unbroken_run(mixed: Path
     merged = smollora("merge", mixed / "recipe.yaml", "--runs", mixed / "killed")
     assert merged.code == 0, merged.err
     assert "trained on a 4bit base, from which it stands at top-1" in " ".join(merged.out.split())
+
+
+def test_two_processes_train_what_one_does(mixed: Path) -> None:
+    curves = {}
+    for name, launcher in (("one", ("-m", "smollora")), ("two", torchrun(2))):
+        shutil.copytree(mixed / "runs" / "tiny", mixed / name / "tiny", symlinks=True)
+        process = start(
+            *("train", mixed / "recipe.yaml", "--runs", mixed / name),
+            *("train.packs_per_step=2", "train.epochs=8", "train.max_epochs=8", "train.dropout=0"),
+            launcher=launcher,
+        )
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        summary = json.loads((mixed / name / "tiny" / "train" / "summary.json").read_text())
+        assert summary["base_weights"] == "4bit"
+        curves[name] = curve(mixed / name / "tiny")
+    assert len(curves["one"]) == len(curves["two"]) >= 4
+    for ours, theirs in zip(curves["two"], curves["one"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5), ours["step"]
 
 
 def test_the_dry_run_says_what_is_saved_and_another_base_is_another_training(mixed: Path) -> None:
