@@ -436,6 +436,13 @@ def test_a_device_that_bitsandbytes_cannot_use_is_refused(monkeypatch: pytest.Mo
     assert "train.base_weights=full" in caught.value.hint
 
 
+def test_each_process_packs_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert (four_bit._place("cpu"), four_bit._place("cuda")) == ("cpu", "cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert (four_bit._place("cpu"), four_bit._place("cuda")) == ("cpu", "cuda:3")
+
+
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_a_4_bit_base_that_is_to_be_sharded_is_refused(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -73,6 +73,11 @@ def check_four_bit(device: str) -> None:
         )
 
 
+def _place(device: str) -> str:
+    """A device as torch names it: of several GPUs the one of this process."""
+    return device if device == "cpu" else f"{device}:{os.environ.get('LOCAL_RANK') or 0}"
+
+
 def _try_out(device: str) -> str:
     """Why a small weight cannot be made 4-bit and read again on a device; "" if it can."""
     silence_bitsandbytes()
@@ -80,7 +85,7 @@ def _try_out(device: str) -> str:
         import torch
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-        weight = torch.linspace(-1, 1, 4096, device=device).reshape(64, 64)
+        weight = torch.linspace(-1, 1, 4096, device=_place(device)).reshape(64, 64)
         packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
         apart = float((dequantize_4bit(packed, state) - weight).abs().max())
     except Exception as error:  # a missing library, symbol or kernel: each raises its own kind
@@ -172,7 +177,6 @@ def load_four_bit(
             "give the full weights as model.source: a merge needs them",
         )
     skeleton = _skeleton(folder, trust_remote_code)
-    place = device if device == "cpu" else f"{device}:{os.environ.get('LOCAL_RANK') or 0}"
     model = load_model(
         folder,
         dtype=dtype,
@@ -184,7 +188,7 @@ def load_four_bit(
             bnb_4bit_compute_dtype=getattr(torch, dtype),
             llm_int8_skip_modules=_full_modules(skeleton, whole),
         ),
-        device_map={"": place},
+        device_map={"": _place(device)},
     )
     layers = four_bit_layers(model)
     if not layers:
