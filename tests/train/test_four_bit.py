@@ -537,19 +537,19 @@ def test_killed_and_given_again_the_curve_is_that_of_an_unbroken_run(mixed: Path
 
 
 def test_two_processes_train_what_one_does(mixed: Path) -> None:
-    curves = {}
-    for name, launcher in (("one", ("-m", "smollora")), ("two", torchrun(2))):
+    for name in ("one", "two"):
         shutil.copytree(mixed / "runs" / "tiny", mixed / name / "tiny", symlinks=True)
-        process = start(
-            *("train", mixed / "recipe.yaml", "--runs", mixed / name),
-            *("train.packs_per_step=2", "train.epochs=8", "train.max_epochs=8", "train.dropout=0"),
-            launcher=launcher,
-        )
-        _, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
-        summary = json.loads((mixed / name / "tiny" / "train" / "summary.json").read_text())
-        assert summary["base_weights"] == "4bit"
-        curves[name] = curve(mixed / name / "tiny")
+    changes = ("packs_per_step=2", "epochs=8", "max_epochs=8", "dropout=0")
+    given = [f"train.{change}" for change in changes]
+    said = smollora("train", mixed / "recipe.yaml", "--runs", mixed / "one", *given)
+    assert said.code == 0, said.err
+    command = ("train", mixed / "recipe.yaml", "--runs", mixed / "two", *given)
+    process = start(*command, launcher=torchrun(2))
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    summary = json.loads((mixed / "two" / "tiny" / "train" / "summary.json").read_text())
+    assert (summary["processes"], summary["base_weights"]) == (2, "4bit")
+    curves = {name: curve(mixed / name / "tiny") for name in ("one", "two")}
     assert len(curves["one"]) == len(curves["two"]) >= 4
     for ours, theirs in zip(curves["two"], curves["one"], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5), ours["step"]
