@@ -314,6 +314,7 @@ def test_what_is_no_plain_lora_stays_pefts(tmp_path: Path) -> None:
         {"rslora": True},
         {"embeddings": "frozen", "modules_to_save": ["lm_head"]},
         {"activation_checkpointing": "on"},
+        {"probe_every": 1},
         {"dtype": "bfloat16"},
         {"compile": "on"},
     ],
@@ -383,6 +384,21 @@ def test_the_merge_goes_into_the_full_weights_and_says_how_far_that_is(
     apart = torch.nn.functional.kl_div(right, left, reduction="batchmean", log_target=True).item()
     assert found["mean_kl"] == pytest.approx(apart, rel=1e-2)
     assert apart > 1e-4
+
+
+def test_lengths_that_were_trained_beside_rounded_columns_merge_into_full_ones(
+    tmp_path: Path,
+) -> None:
+    """DoRA's lengths begin as those of the rounded columns."""
+    base = base_folder(tmp_path)
+    four = load_four_bit(base, dtype="float32")
+    train_on(base, four, tmp_path, base_weights="4bit", dora=True)
+    plan = plan_merge(base, tmp_path / "adapter", tmp_path / "merged", "float32")
+    assert apply_merge(plan, PROOF, MergeSection(dtype="float32"))["passed"]
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    live = logits(PeftModel.from_pretrained(model, tmp_path / "adapter"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert difference(live, logits(merged)) <= 1e-4
 
 
 def test_a_merge_of_an_adapter_of_full_weights_compares_with_no_other_base(tmp_path: Path) -> None:
