@@ -1,11 +1,13 @@
 """What a GPU computes beside what the processor computes: loss and gradients of packs, and time.
 
 usage: python bench/gpu_check.py MODEL ROWS.jsonl [--batch-tokens 2048] [--packs 8]
+       [--base-weights 4bit]
 
 ROWS.jsonl as bench/train_speed.py writes it. The reference is the processor in float32; the
 adapters' second factors are drawn, so that no gradient is zero. For each compute type and way of
 attention it prints the largest relative differences of two packs, then milliseconds a pack forward
-and backward (twice, the better one) and peak memory; in bfloat16 also with compiled layers.
+and backward (twice, the better one) and peak memory; in bfloat16 also with compiled layers. A
+4-bit base is held against the same 4-bit base on the processor; it needs bitsandbytes.
 """
 
 from __future__ import annotations
@@ -21,18 +23,21 @@ from train_speed import rows_of
 
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, build_batch, plan_batches
-from smollora.models import load_model, resolve_model
+from smollora.models import resolve_model
 from smollora.train import attach_adapter
 from smollora.train.adapter import leave_casting_to_autocast
+from smollora.train.four_bit import load_for_training
 from smollora.train.loss import TreeLoss
 
 Gradients = dict[str, torch.Tensor]
 
 
-def open_loss(model: Path, dtype: str, device: str, way: str) -> TreeLoss:
+def open_loss(model: Path, dtype: str, device: str, way: str, weights: str) -> TreeLoss:
     """The model with an adapter, ready to compute losses."""
     torch.manual_seed(0)
-    peft = attach_adapter(load_model(model, dtype=dtype), TrainSection(embeddings="frozen"), ())
+    settings = TrainSection(embeddings="frozen", base_weights=weights)
+    base = load_for_training(model, settings, device=device, dtype=dtype, trust_remote_code=False)
+    peft = attach_adapter(base, settings, ())
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator().manual_seed(1))
@@ -89,17 +94,18 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--packs", type=int, default=8)
+    parser.add_argument("--base-weights", choices=("full", "4bit"), default="full")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(2, "torch sees no GPU here\n")
     model = resolve_model(given.model)
     plan = plan_batches(list(rows_of(given.rows, 1024)), length=given.batch_tokens, seed=1)
     packs = [build_batch(pack, given.batch_tokens, 0) for pack in plan.packs[: given.packs]]
-    reference = open_loss(model, "float32", "cpu", "trees")
+    reference = open_loss(model, "float32", "cpu", "trees", given.base_weights)
     wanted = [compute(reference, pack) for pack in packs[:2]]
     for dtype in ("float32", "bfloat16"):
         for way in ("blocks", "mask"):
-            loss_of = open_loss(model, dtype, "cuda", way)
+            loss_of = open_loss(model, dtype, "cuda", way, given.base_weights)
             print(f"{dtype} {way}: {compare(loss_of, packs, wanted)}  {timed(loss_of, packs)}")
             if dtype == "bfloat16":
                 for layer in loss_of.decoder.layers:

@@ -21,7 +21,7 @@ from environment_of_vllm import begin_install  # noqa: E402
 SLOWEST = (
     *("test_notebooks", "test_smollm3_end_to_end", "test_restart", "test_exact", "test_serve_real"),
     *("test_pipeline", "test_cli", "test_launch", "test_sharding", "test_scale"),
-    "test_trl_pairs",
+    *("test_trl_pairs", "test_four_bit"),
 )
 """Files that take longest, in the order in which they start: no process ends with one, and vLLM's
 environment is made before the tests that serve with it.

@@ -47,6 +47,7 @@ MAY_IMPORT_TORCH_AT_ONCE = {
     "attention.gradient",
     "attention.interface",
     "attention.segments",
+    "train.fused_four_bit",
     "train.fused_lora",
     "train.head",
 }

@@ -205,6 +205,7 @@ def test_checks_and_reasons_that_pages_name_are_there() -> None:
     known = {*MODEL_CHECKS, *ROW_CHECKS, *rates, *re.findall(r"`([a-z_]+)`", data)}
     others = {
         *("tool_calls", "loss_by_part", "base_stock", "tied_before", "tied_after", "date_string"),
+        "training_base",
         *("enable_thinking", "prompt_mismatch", "embed_tokens", "xml_tools", "python_tools"),
         *("template_error", "first_word", "no_tools", "reasoning_content", "chatml_tools"),
         *(name for name in FORMATS),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -110,6 +111,17 @@ def start(*arguments: object, launcher: tuple[str, ...] = ("-m", "smollora")) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+    )
+
+
+def torchrun(processes: int) -> tuple[str, ...]:
+    """The start of a command line, with a port that is free."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    return (
+        *("-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"),
+        *("--master-addr=127.0.0.1", f"--master-port={port}", "-m", "smollora"),
     )
 
 

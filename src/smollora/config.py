@@ -287,6 +287,13 @@ class TrainSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU where there is one."
     )
+    base_weights: Literal["full", "4bit"] = Field(
+        default="full",
+        description=(
+            "4bit: the frozen linear layers lie in memory as NF4 with double quantization (QLoRA,"
+            " bitsandbytes); the merge still goes into the full weights."
+        ),
+    )
     rank: int = Field(default=16, ge=1, description="Rank of the LoRA factors.")
     alpha: int = Field(
         default=32, ge=1, description="The factors' product is scaled by alpha / rank."

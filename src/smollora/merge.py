@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from smollora.config import MergeSection
-from smollora.errors import ModelError
+from smollora.errors import ConfigError, ModelError
 from smollora.models import load_model, ties_embeddings
 from smollora.runs import whole_folder, write_json
 from smollora.train.adapter import untie_head
-from smollora.train.identity import base_identity, read_identity
+from smollora.train.four_bit import check_four_bit, load_four_bit
+from smollora.train.identity import base_identity, read_base_weights, read_identity
 
 EXACT_UP_TO = 1_000_000_000
 """Parameters up to which weights are compared in float64 arithmetic: adding up in another order
@@ -47,6 +48,8 @@ class MergePlan:
     unties_head: bool
     """True if the adapter changes one of a tied model's two ends and not the other."""
     dtype: str
+    base_weights: str = "full"
+    """ "4bit" where the adapter was trained beside rounded weights; the merge is into full ones."""
 
 
 def plan_merge(base: Path, adapter: Path, out: Path, dtype: str) -> MergePlan:
@@ -73,7 +76,7 @@ def plan_merge(base: Path, adapter: Path, out: Path, dtype: str) -> MergePlan:
     targets = [*(config.get("target_modules") or []), *(config.get("modules_to_save") or [])]
     ends = ("wte", "lm_head", "embed_out")
     embeds = any("embed" in str(target) or target in ends for target in targets)
-    return MergePlan(base, adapter, out, embeds and tied, dtype)
+    return MergePlan(base, adapter, out, embeds and tied, dtype, read_base_weights(adapter))
 
 
 def load_with_adapter(folder: Path, adapter: Path | None) -> Any:
@@ -85,10 +88,14 @@ def load_with_adapter(folder: Path, adapter: Path | None) -> Any:
 
 def load_live(plan: MergePlan, dtype: str = "float32") -> Any:
     """The base with the live adapter on it, as it was trained."""
+    return _put_on(plan, load_model(plan.base, dtype=dtype), dtype)
+
+
+def _put_on(plan: MergePlan, model: Any, dtype: str) -> Any:
+    """The adapter on an open base."""
     import torch
     from peft import PeftModel
 
-    model = load_model(plan.base, dtype=dtype)
     if plan.unties_head:
         untie_head(model)
     try:
@@ -155,7 +162,11 @@ def apply_merge(
         as_served = _compare(low, _logits(final, rows))
         say("the rounding of the weights alone")
         agreement, divergence = _compare(low, _logits(final.float(), rows))
-    del base
+        del base, final
+        trained_on = {}
+        if plan.base_weights == "4bit":
+            say("the 4-bit base that it was trained on")
+            trained_on["training_base"] = _from_four_bit(plan, rows, low)
     passed = (
         max(in_memory, reloaded) <= section.tolerance
         and agreement >= section.top1_at_least
@@ -175,7 +186,32 @@ def apply_merge(
         "tied_before": tied_before,
         "tied_after": tied_after,
         "passed": passed,
+        **trained_on,
     }
+
+
+def _from_four_bit(
+    plan: MergePlan, rows: Sequence[Sequence[int]], full: Sequence[Any]
+) -> dict[str, Any]:
+    """How far the model as it was trained, on 4-bit weights, stands from the one on full weights
+    that is merged. It gates nothing: no merge can undo what the adapter has learned beside them.
+
+    Args:
+        plan: of an adapter that was trained so.
+        rows: those of the proof.
+        full: logits of the adapter on full weights, float32.
+    """
+    said: dict[str, Any] = {"base_weights": plan.base_weights}
+    try:
+        check_four_bit("cpu")
+    except ConfigError as error:
+        reason = error.message.splitlines()[0]
+        return {**said, "top1_agreement": None, "mean_kl": None, "reason": reason}
+    config = json.loads((plan.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    whole = config.get("modules_to_save") or []
+    base = load_four_bit(plan.base, dtype="float32", whole=whole)
+    agreement, divergence = _compare(full, _logits(_put_on(plan, base, "float32"), rows))
+    return {**said, "top1_agreement": round(agreement, 5), "mean_kl": divergence}
 
 
 def _exact_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:

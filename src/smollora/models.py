@@ -17,6 +17,7 @@ import sys
 import tempfile
 import textwrap
 import zipfile
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -302,8 +303,10 @@ def read_stop_ids(folder: Path) -> tuple[int, ...]:
     return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
-def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool = False) -> Any:
-    """The model of a folder, in evaluation mode.
+def load_model(
+    folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool = False, **more: Any
+) -> Any:
+    """The model of a folder, in evaluation mode; `more` is for transformers' `from_pretrained`.
 
     Raises:
         ModelError: no safetensors weights there, or they do not fit the config.
@@ -318,12 +321,14 @@ def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool
             "smollora reads no pickled weights; convert the model to safetensors",
         )
     logging.disable_progress_bar()
+    silence_bitsandbytes()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            **more,
         )
     except Exception as error:  # OSError, ValueError, RuntimeError, SafetensorError, ...
         raise ModelError(
@@ -331,6 +336,13 @@ def load_model(folder: Path, *, dtype: str = "bfloat16", trust_remote_code: bool
             "check that config.json and the weights belong together",
         ) from error
     return model.eval()
+
+
+def silence_bitsandbytes() -> None:
+    """Keep its advice from the terminal: where it is installed, transformers and peft import it
+    whatever is trained, and it then asks for kernels that only inference on a processor would use.
+    """
+    getLogger("bitsandbytes").setLevel(ERROR)
 
 
 def on_gpu(model: Any) -> Any:

@@ -246,6 +246,7 @@ def describe(stage: str, values: dict[str, Any]) -> str:
         return (
             f"logits differ by {values['max_logit_difference_reloaded']:.1e}; {values['dtype']}:"
             f" top-1 {values['top1_agreement']:.1%}, KL {values['mean_kl']:.1e}"
+            + _from_training(values.get("training_base"))
         )
     if stage == "probe":
         base, merged = values["base"], values["merged"]
@@ -254,6 +255,18 @@ def describe(stage: str, values: dict[str, Any]) -> str:
             f" false calls {_of(merged['false_call'])}"
         )
     return str(run_path(values))
+
+
+def _from_training(found: dict[str, Any] | None) -> str:
+    """How far the merged model stands from the 4-bit model that the adapter was trained on."""
+    if found is None:
+        return ""
+    if found["top1_agreement"] is None:
+        return f"; trained on a {found['base_weights']} base, not compared: {found['reason']}"
+    return (
+        f"; trained on a {found['base_weights']} base, from which it stands at top-1"
+        f" {found['top1_agreement']:.1%}, KL {found['mean_kl']:.1e}"
+    )
 
 
 def _of(rate: dict[str, Any]) -> str:

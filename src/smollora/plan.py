@@ -36,6 +36,8 @@ class Estimate:
     steps: int
     memory_bytes: int
     seconds: float
+    saved_bytes: int = 0
+    """Of memory, by `train.base_weights=4bit`; not in `memory_bytes` any more."""
 
 
 def estimate(recipe: Recipe, parameters: int, run: Run) -> Estimate:
@@ -59,14 +61,27 @@ def estimate(recipe: Recipe, parameters: int, run: Run) -> Estimate:
     plan = plan_batches(rows, length=recipe.train.batch_tokens, seed=recipe.train.seed)
     computed = sum(pack_tokens(pack) for pack in plan.packs) * recipe.train.epochs
     flops = 4 * parameters * computed
+    saved = four_bit_saving(recipe, run)
     return Estimate(
         len(rows),
         round(sum(len(row.token_ids) for row in rows) * recipe.train.epochs),
         round(computed),
         round(plan.steps * recipe.train.epochs),
-        round(parameters * 2.6 + recipe.train.batch_tokens * parameters * 0.013 + 1.1e9),
+        round(parameters * 2.6 + recipe.train.batch_tokens * parameters * 0.013 + 1.1e9) - saved,
         flops / (product_speed() * SHARE_OF_PRODUCTS),
+        saved,
     )
+
+
+def four_bit_saving(recipe: Recipe, run: Run) -> int:
+    """Bytes that the recipe's 4-bit base takes less than one in bfloat16; 0 for a full one."""
+    if recipe.train.base_weights == "full":
+        return 0
+    from smollora.train.four_bit import plan_four_bit
+
+    trusted = recipe.model.trust_remote_code
+    plan = plan_four_bit(run.base, recipe.train.modules_to_save, trust_remote_code=trusted)
+    return plan.saved_bytes("bfloat16")
 
 
 def product_speed() -> float:
@@ -100,10 +115,12 @@ def show_plan(recipe: Recipe, folder: Path, console: Console) -> None:
         inspect(run)
         parameters = read_architecture(run.base)["parameters"] or 0
         found = estimate(recipe, parameters, run)
+    saved = f"{found.saved_bytes / 2**30:.2f} GiB less by the 4-bit base"
+    less = f" ({saved})" if found.saved_bytes else ""
     console.print(
         f"\ntraining: {found.rows:,} rows, {found.row_tokens:,} tokens,"
         f" of which {found.computed_tokens:,} are computed (shared prompts once),"
-        f" {found.steps:,} steps, about {found.memory_bytes / 2**30:.1f} GiB,"
-        f" about {found.seconds / 60:.0f} minutes on this machine",
+        f" {found.steps:,} steps, about {found.memory_bytes / 2**30:.1f} GiB"
+        f"{less}, about {found.seconds / 60:.0f} minutes on this machine",
         highlight=False,
     )

@@ -447,16 +447,21 @@ def check_machine(run: Run) -> None:
     """Find before the long stages what training would refuse after them.
 
     Raises:
-        ConfigError: a GPU is asked for and absent, or a tracker is not installed.
+        ConfigError: a GPU is asked for and absent, a tracker is not installed, or a 4-bit base does
+            not go here.
     """
     section = run.recipe.train
-    if not section.report_to and section.device != "cuda":
+    four_bit = section.base_weights == "4bit"
+    if not section.report_to and section.device != "cuda" and not four_bit:
         return  # without importing torch
+    from smollora.train.four_bit import check_four_bit
     from smollora.train.hardware import choose_device
     from smollora.train.reporting import check_trackers
 
     check_trackers(section.report_to)
-    choose_device(section.device)
+    device = choose_device(section.device)
+    if four_bit:
+        check_four_bit(device)
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -464,6 +469,7 @@ def train(run: Run) -> dict[str, Any]:
     from smollora.data.parts import training_row
     from smollora.merge import carry
     from smollora.train import Ends, train_adapter
+    from smollora.train.four_bit import base_weights_summary, describe_saving, load_for_training
     from smollora.train.hardware import choose_device, compute_dtype
     from smollora.train.line import describe_step
 
@@ -489,11 +495,17 @@ def train(run: Run) -> dict[str, Any]:
     rows_ids = [renderer.tokenizer.convert_tokens_to_ids(text) for text in RESULT_TAGS]
     added = run.read("inspect")["added_ids"]
     token_ids = added or [i for i in (*facts.ids, *rows_ids) if i is not None]
-    model = load_model(
+    device = choose_device(settings.device)
+    dtype = compute_dtype(settings.dtype, device)
+    model = load_for_training(
         run.base,
-        dtype=compute_dtype(settings.dtype, choose_device(settings.device)),
+        settings,
+        device=device,
+        dtype=dtype,
         trust_remote_code=run.recipe.model.trust_remote_code,
     )
+    if said := describe_saving(base_weights_summary(model, dtype)):
+        run.console.print(f"  {said}", markup=False, highlight=False)
     folder = run.folder / "train"
     folder.mkdir(parents=True, exist_ok=True)
     with meter(run.console, "train", unit="steps") as shown:
@@ -539,8 +551,9 @@ def merge(run: Run) -> dict[str, Any]:
         short.append(index)
     found = dict(prepared.take(short))
     rows = [found[index].rendered.token_ids for index in short]
-    with meter(run.console, "merge and prove", 5, "steps") as shown:
-        count = iter(range(1, 6))
+    steps = 5 if plan.base_weights == "full" else 6
+    with meter(run.console, "merge and prove", steps, "steps") as shown:
+        count = iter(range(1, steps + 1))
         values = apply_merge(
             plan,
             rows,

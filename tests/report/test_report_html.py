@@ -486,3 +486,21 @@ def test_untrusted_tokens_and_broken_steps_do_not_break_the_page(new_run: NewRun
     for markup in ("<img src=x", "<script>x", "<i>s</i>"):
         assert markup not in page
     assert {problem.file.split(":")[0] for problem in data.problems} == {"probe/summary.json"}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"top1_agreement": 0.875, "mean_kl": 0.031}, "at 87.5% of positions"),
+        ({"top1_agreement": None, "mean_kl": None, "reason": "no"}, "was not compared"),
+    ],
+)
+def test_a_merge_says_how_far_the_4_bit_model_stood_that_was_trained(
+    found: dict[str, Any], said: str, new_run: NewRun
+) -> None:
+    run = new_run()
+    assert "beside" not in Page(render_html(collect(run))).text.split("Merge proof")[2][:600]
+    change(run / "merge/summary.json", training_base={"base_weights": "4bit", **found})
+    text = Page(render_html(collect(run))).text
+    assert "trained beside 4bit weights and merged into the full ones" in text
+    assert said in text

@@ -5,6 +5,7 @@ The other side of every number is a training, or a count of what autograd keeps,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,23 +17,32 @@ from safetensors.torch import load_file
 from smollora.config import Recipe
 from smollora.data.batch import build_batch, plan_batches
 from smollora.errors import ConfigError
+from smollora.models import load_model
 from smollora.pipeline import stage_keys
 from smollora.train import activations, attach_adapter
 from smollora.train.adapter import compute_rows_apart, leave_casting_to_autocast
+from smollora.train.four_bit import load_four_bit
 from smollora.train.loss import TreeLoss
-from tiny_models import FAMILIES, tiny_model
-from tiny_training import CLOSE, OPEN, PAD, ROWS, section, train
+from tiny_models import FAMILIES, save_model, tiny_model
+from tiny_training import CLOSE, OPEN, PAD, ROWS, TOKENIZER, section, train
 
 LENGTH = 384
 
 
 def computed(
-    family: str, *, again: bool, layers: int = 2, dtype: str = "float32", **more: Any
+    family: str,
+    *,
+    again: bool,
+    layers: int = 2,
+    dtype: str = "float32",
+    model: Any = None,
+    **more: Any,
 ) -> tuple[Any, Any, int]:
     """(trained model with gradients of one pack, what the pack gave, bytes autograd kept)."""
     settings = section(batch_tokens=LENGTH, **more)
     torch.manual_seed(3)
-    peft = attach_adapter(tiny_model(family, layers=layers), settings, [OPEN, CLOSE])
+    model = tiny_model(family, layers=layers) if model is None else model
+    peft = attach_adapter(model, settings, [OPEN, CLOSE])
     compute_rows_apart(peft)
     loss_of = TreeLoss(peft, dtype)
     peft.train()
@@ -126,6 +136,22 @@ def test_the_estimate_is_near_what_autograd_keeps(family: str, dropout: float, d
     sizes = activations.read_sizes(peft, section(dropout=dropout), dtype)
     kept = (four - two) / 2 / LENGTH
     assert 0.95 * kept <= activations.token_bytes(sizes) <= 1.3 * kept
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_beside_a_4_bit_base_autograd_keeps_what_it_keeps_beside_a_full_one(
+    dtype: str, tmp_path: Path
+) -> None:
+    base = save_model(tiny_model("llama", layers=4), TOKENIZER, tmp_path)
+    settings: dict[str, Any] = {"again": False, "layers": 4, "dtype": dtype}
+    packed = load_four_bit(base, dtype=dtype)
+    peft, _, kept = computed("llama", model=packed, base_weights="4bit", **settings)
+    _, _, full = computed("llama", model=load_model(base, dtype=dtype), **settings)
+    assert kept == pytest.approx(full, rel=0.02)
+    sizes = activations.read_sizes(peft, section(), dtype)
+    assert sizes.read_back == 64 * 128, "the largest: of the feed-forward part"
+    without = activations.pack_bytes(replace(sizes, read_back=0), LENGTH)
+    assert activations.pack_bytes(sizes, LENGTH) - without == 2 * sizes.item * 64 * 128
 
 
 SIZES = activations.Sizes(

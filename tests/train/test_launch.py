@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,7 @@ from smollora.data.batch import plan_batches
 from smollora.errors import ConfigError
 from smollora.train.steps import StepPlan
 from tiny_runs import changed, smollora, tiny_recipe, write_model, write_recipe
-from tiny_training import PAD, ROWS, curve, start, train
-
-
-def torchrun(processes: int) -> tuple[str, ...]:
-    """The start of a command line, with a port that is free."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    return (
-        *("-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"),
-        *("--master-addr=127.0.0.1", f"--master-port={port}", "-m", "smollora"),
-    )
+from tiny_training import PAD, ROWS, curve, start, torchrun, train
 
 
 def accelerate(processes: int) -> tuple[str, ...]:

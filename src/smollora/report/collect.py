@@ -206,6 +206,7 @@ def _train(summary: Fields) -> Train:
 
 
 def _merge(summary: Fields) -> Merge:
+    rounded = summary.inner("training_base")
     return Merge(
         max_logit_difference_in_memory=summary.number("max_logit_difference_in_memory"),
         max_logit_difference_reloaded=summary.number("max_logit_difference_reloaded"),
@@ -213,6 +214,9 @@ def _merge(summary: Fields) -> Merge:
         mean_kl=summary.number("mean_kl"),
         tied_before=summary.flag("tied_before"),
         tied_after=summary.flag("tied_after"),
+        trained_beside=rounded.text("base_weights"),
+        from_training_top1=rounded.number("top1_agreement"),
+        from_training_kl=rounded.number("mean_kl"),
     )
 
 

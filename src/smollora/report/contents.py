@@ -180,6 +180,11 @@ class Merge:
     mean_kl: float | None
     tied_before: bool | None
     tied_after: bool | None
+    trained_beside: str = ""
+    """Weights of the base while the adapter was trained, where they were rounded: "4bit"."""
+    from_training_top1: float | None = None
+    """Agreement of the best token of the model as it was trained with the merged one."""
+    from_training_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from smollora.config import TrainSection
 from smollora.errors import ConfigError
+from smollora.train.four_bit import four_bit_layers
 from smollora.train.head import CHUNK
 
 SAFE = 0.9
@@ -47,12 +48,15 @@ class Sizes:
     dropout: bool
     item: int
     """Bytes of a value in the compute type."""
+    read_back: int = 0
+    """Weights of the largest 4-bit layer, which is read back beside its second factor."""
 
 
 def read_sizes(peft: Any, settings: TrainSection, dtype: str) -> Sizes:
     """The sizes of a model with adapters."""
     config = peft.get_base_model().config
     heads = config.num_attention_heads
+    packed = [layer.weight for layer in four_bit_layers(peft)]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return Sizes(
         layers=config.num_hidden_layers,
@@ -67,6 +71,7 @@ def read_sizes(peft: Any, settings: TrainSection, dtype: str) -> Sizes:
         trained=sum(p.numel() for p in peft.parameters() if p.requires_grad),
         dropout=settings.dropout > 0,
         item=2 if dtype == "bfloat16" else 4,
+        read_back=max((w.quant_state.shape.numel() for w in packed), default=0),
     )
 
 
@@ -86,10 +91,11 @@ def token_bytes(sizes: Sizes) -> int:
 
 def pack_bytes(sizes: Sizes, tokens: int) -> int:
     """What training takes beside the weights while a pack is computed, bytes: activations, logits
-    of one piece of the head, gradients and moments of what is trained.
+    of one piece of the head, a 4-bit layer read back, gradients and moments of what is trained.
     """
     head = 3 * CHUNK * sizes.vocabulary * WIDE
-    return tokens * sizes.layers * token_bytes(sizes) + head + 3 * WIDE * sizes.trained
+    weights = 2 * sizes.read_back * sizes.item  # as it is read, and beside the factor
+    return tokens * sizes.layers * token_bytes(sizes) + head + weights + 3 * WIDE * sizes.trained
 
 
 def free_memory(device: str) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from smollora.config import TrainSection
 from smollora.errors import ConfigError
+from smollora.train.four_bit import refuse_other_weights
 from smollora.train.head import head_with_rows
 
 
@@ -25,11 +26,13 @@ def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int])
         token_ids: rows that `embeddings: tool_tokens` trains.
 
     Raises:
-        ConfigError: target names that match nothing.
+        ConfigError: target names that match nothing; a model whose weights are not those that
+            `base_weights` names.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
+    refuse_other_weights(model, settings)
     leaves = {
         name.rsplit(".", 1)[-1]
         for name, m in model.named_modules()
@@ -70,6 +73,10 @@ def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int])
     for parameter in peft.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if settings.base_weights == "4bit":
+        from smollora.train.fused_four_bit import fuse_four_bit
+
+        fuse_four_bit(peft)
     return peft
 
 

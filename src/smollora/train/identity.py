@@ -20,7 +20,7 @@ from smollora.data.batch import BatchPlan, Row
 READ = 1024
 """Bytes of each tensor that are hashed."""
 FILE = "smollora.json"
-"""What lies beside an adapter: {"base": identity}."""
+"""What lies beside an adapter: {"base": identity, "base_weights": full or 4bit}."""
 
 
 def base_identity(folder: Path) -> str:
@@ -44,10 +44,20 @@ def base_identity(folder: Path) -> str:
 
 def read_identity(adapter: Path) -> str:
     """The identity of the base that an adapter was trained on; "" where it does not say."""
+    return str(_read_marks(adapter).get("base", ""))
+
+
+def read_base_weights(adapter: Path) -> str:
+    """ "4bit" or "full": how the base lay in memory while an adapter was trained."""
+    return str(_read_marks(adapter).get("base_weights", "full"))
+
+
+def _read_marks(adapter: Path) -> dict[str, Any]:
     path = adapter / FILE
     if not path.is_file():
-        return ""
-    return str(json.loads(path.read_text(encoding="utf-8")).get("base", ""))
+        return {}
+    marks: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return marks
 
 
 def describe_origin(

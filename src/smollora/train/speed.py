@@ -50,7 +50,9 @@ def read_cost(peft: Any, dtype: str, device: str) -> Cost:
     outside = {id(p) for p in base.get_input_embeddings().parameters()}
     for parameter in decoder.parameters():
         if parameter.dim() == 2 and id(parameter) not in outside:
-            per_token += parameter.numel() * (6 if parameter.requires_grad else 4)
+            state = getattr(parameter, "quant_state", None)  # of a 4-bit weight, which is packed
+            size = parameter.numel() if state is None else state.shape.numel()
+            per_token += size * (6 if parameter.requires_grad else 4)
     per_label = 4 * max((p.numel() for p in head.parameters()), default=0)
     config = base.config
     width, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)

@@ -29,6 +29,7 @@ from smollora.train.activations import checkpoint_layers, wants_checkpointing
 from smollora.train.adapter import attach_adapter, compute_rows_apart, leave_casting_to_autocast
 from smollora.train.checks import check_settings
 from smollora.train.decisions import Counts, Ends, ask_prompts, plan_prompts
+from smollora.train.four_bit import base_weights_summary, four_bit_layers
 from smollora.train.hardware import can_compile, choose_device, compute_dtype, peak_memory
 from smollora.train.identity import FILE, base_identity, describe_origin
 from smollora.train.interrupt import stop_after_step
@@ -234,6 +235,7 @@ def train_adapter(
         "compiled": compiled,
         "activation_checkpointing": checkpointed,
         "dtype": dtype,
+        **base_weights_summary(peft, dtype),
     }
     return Trained(peft, summary, curve)
 
@@ -310,7 +312,8 @@ def _save(peft: Any, out: Path, base: Path | None) -> None:
     with whole_folder(out) as work:
         peft.save_pretrained(work, save_embedding_layers=False)
         identity = base_identity(base) if base is not None else ""
-        (work / FILE).write_text(json.dumps({"base": identity}) + "\n", encoding="utf-8")
+        marks = {"base": identity, "base_weights": "4bit" if four_bit_layers(peft) else "full"}
+        (work / FILE).write_text(json.dumps(marks) + "\n", encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
 
 
