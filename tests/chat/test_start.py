@@ -31,7 +31,8 @@ for folder in sys.argv[2:]:
         name: list(stream.tokens(range(40, 60), Settings(max_new_tokens=12, **more), (), bool))
         for name, more in asked.items()
     }
-    answers[Path(folder).name] = {"said": said, "modules": [m for m in sys.modules if sys.modules[m]]}
+    modules = [m for m in sys.modules if sys.modules[m]]
+    answers[Path(folder).name] = {"said": said, "modules": modules}
 print(json.dumps(answers))
 """
 

@@ -1,8 +1,8 @@
 """A training that is cut off goes on as if nothing had happened: real processes, really killed.
 
-What is killed or interrupted is a process of its own, and so is one that goes on after a kill and is
-killed again. What is never cut off, and what goes on to its end, runs in the process of the tests,
-which saves importing everything anew: it is another process than the one that was cut off.
+What is killed or interrupted is a process of its own, and so is one that goes on and is killed
+again. What is never cut off, and what goes on to its end, runs in the process of the tests, which
+saves importing everything anew: it is another process than the one that was cut off.
 """
 
 from __future__ import annotations
