@@ -10,19 +10,22 @@ import torch
 from safetensors.torch import load_file
 
 from smollora.train import trainer
+from tiny_models import tiny_model
 from tiny_training import train
 
 ADAPTER = Path("adapter", "adapter_model.safetensors")
 
 
-def test_compiled_layers_give_the_same_training(tmp_path: Path) -> None:
+def test_layers_are_compiled_once_for_all_and_give_the_same_training(tmp_path: Path) -> None:
+    """They were compiled one by one: 1.4 s each, 45 s of a real training."""
     settings: dict[str, Any] = {"family": "llama", "batch_tokens": 384, "epochs": 12}
-    plain = train(tmp_path / "off", compile="off", **settings)
+    plain = train(tmp_path / "off", model=tiny_model("llama", layers=4), compile="off", **settings)
     torch._dynamo.reset()
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    compiled = train(tmp_path / "on", compile="on", **settings)
+    compiled = train(tmp_path / "on", model=tiny_model("llama", layers=4), compile="on", **settings)
     assert (plain.summary["compiled"], compiled.summary["compiled"]) == (False, True)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+    assert graphs == 2, "one with gradients and one without, for four layers"
     assert len(plain.curve) >= 12
     assert [e["loss"] for e in compiled.curve] == pytest.approx(
         [e["loss"] for e in plain.curve], abs=1e-4

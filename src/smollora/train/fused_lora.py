@@ -9,7 +9,7 @@ in float32 and rounded once.
 
 from __future__ import annotations
 
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -67,7 +67,8 @@ def _widen(layer: Any) -> None:
     wide = torch.cat([base.weight.data, base.weight.new_zeros(base.weight.shape[0], rank)], dim=1)
     base.weight.data = wide[:, :-rank]
     layer.wide_weight = wide  # no buffer: nothing saves it, and `to` must not part it from the view
-    layer.forward = partial(_forward, layer)
+    # A method: torch would compile every layer anew around a `partial` of its own.
+    layer.forward = MethodType(_forward, layer)
 
 
 def _forward(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
