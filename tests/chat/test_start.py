@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from smollora.templates.engine import load_shipped
-from tiny_models import save_model, tiny_model, tiny_tokenizer
+from tiny_models import FAMILIES, save_model, tiny_model, tiny_tokenizer
 
 HEAVY = ("scipy.optimize", "torch._dynamo.eval_frame", "torch.distributed.tensor")
 
@@ -23,13 +23,17 @@ import json, sys
 from pathlib import Path
 from smollora.chat.settings import Settings
 from smollora.chat.stream import open_stream
-stream = open_stream(Path(sys.argv[1]), alone=sys.argv[2] == "alone")
 asked = {"greedy": {}, "sampled": {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 5}}
-said = {
-    name: list(stream.tokens(range(40, 60), Settings(max_new_tokens=12, **more), (), bool))
-    for name, more in asked.items()
-}
-print(json.dumps({"said": said, "modules": [m for m in sys.modules if sys.modules[m]]}))
+answers = {}
+for folder in sys.argv[2:]:
+    stream = open_stream(Path(folder), alone=sys.argv[1] == "alone")
+    said = {
+        name: list(stream.tokens(range(40, 60), Settings(max_new_tokens=12, **more), (), bool))
+        for name, more in asked.items()
+    }
+    modules = [m for m in sys.modules if sys.modules[m]]
+    answers[Path(folder).name] = {"said": said, "modules": modules}
+print(json.dumps(answers))
 """
 
 COMPILED = """
@@ -60,14 +64,23 @@ def run(program: str, *arguments: object, **more: Any) -> subprocess.CompletedPr
     return done
 
 
-@pytest.mark.parametrize("family", ["llama", "smollm3"])
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Answers of a model of each family and the modules imported by then: of a process that starts
+    as the command does, and of one that imports everything.
+    """
+    place = tmp_path_factory.mktemp("start")
+    for family in FAMILIES:
+        save_model(tiny_model(family), tiny_tokenizer(template="{{ messages }}"), place / family)
+    folders = [place / family for family in FAMILIES]
+    return {how: json.loads(run(ANSWER, how, *folders).stdout) for how in ("alone", "not alone")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_the_same_and_a_thousand_modules_fewer_are_imported(
-    family: str, tmp_path: Path
+    family: str, answers: dict[str, Any]
 ) -> None:
-    folder = save_model(tiny_model(family), tiny_tokenizer(template="{{ messages }}"), tmp_path)
-    alone, with_all = (
-        json.loads(run(ANSWER, folder, how).stdout) for how in ("alone", "not alone")
-    )
+    alone, with_all = answers["alone"][family], answers["not alone"][family]
     assert alone["said"] == with_all["said"]
     assert all(len(ids) == 12 for ids in alone["said"].values())
     assert not {"scipy", *HEAVY} & set(alone["modules"])

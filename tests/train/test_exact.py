@@ -53,7 +53,7 @@ def train_saved(folder: Path, model: Any, **more: Any) -> tuple[Path, Any]:
         load_model(base, dtype="float32"),
         ROWS,
         ROWS[:4],
-        section(**{"lr": 1e-2, "epochs": 6, **more}),
+        section(**{"lr": 1e-2, "epochs": 4, **more}),
         token_ids=[OPEN, CLOSE],
         pad_id=PAD,
         out=folder / "adapter",

@@ -55,10 +55,16 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(mixed: Path, name: str, launcher: tuple[str, ...]) -> tuple[Path, str]:
-    """(run folder, what was printed) of a training of the mixed rows."""
+def copy_run(mixed: Path, name: str) -> Path:
+    """The same run under another name: its rows are there, nothing is trained."""
     run = mixed / name / "tiny"
     shutil.copytree(mixed / "runs" / "tiny", run, symlinks=True)
+    return run
+
+
+def trained(mixed: Path, name: str, launcher: tuple[str, ...]) -> tuple[Path, str]:
+    """(run folder, what was printed) of a training of the mixed rows."""
+    run = copy_run(mixed, name)
     process = start("train", mixed / "recipe.yaml", "--runs", run.parent, launcher=launcher)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
@@ -66,9 +72,12 @@ def trained(mixed: Path, name: str, launcher: tuple[str, ...]) -> tuple[Path, st
 
 
 @pytest.fixture(scope="module")
-def one(mixed: Path) -> Path:
-    """The training of one process."""
-    return trained(mixed, "one", ("-m", "smollora"))[0]
+def one(mixed: Path, one_thread: None) -> Path:
+    """The training of one process, that of the tests."""
+    run = copy_run(mixed, "one")
+    ended = smollora("train", mixed / "recipe.yaml", "--runs", run.parent)
+    assert ended.code == 0, ended.err
+    return run
 
 
 @pytest.mark.parametrize("launcher", [torchrun, accelerate])

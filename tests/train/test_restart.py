@@ -1,4 +1,9 @@
-"""A training that is cut off goes on as if nothing had happened: real processes, really killed."""
+"""A training that is cut off goes on as if nothing had happened: real processes, really killed.
+
+What is killed or interrupted is a process of its own, and so is one that goes on and is killed
+again. What is never cut off, and what goes on to its end, runs in the process of the tests, which
+saves importing everything anew: it is another process than the one that was cut off.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +22,19 @@ from smollora.train import checkpoint
 from tiny_runs import changed, smollora, tiny_recipe, write_model, write_recipe
 from tiny_training import ROWS, curve, last_checkpoint, start, train, wait_for_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = 1e-5
 
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe of 60 steps, and a run of it up to its rows."""
+    """A folder with a recipe of 48 steps, and a run of it up to its rows."""
     folder = tmp_path_factory.mktemp("restart")
     recipe = changed(
         tiny_recipe(folder, write_model(folder / "model")),
-        train__epochs=30,
-        train__max_epochs=40,
+        train__epochs=12,
+        train__max_epochs=16,
         train__dropout=0.1,
         train__batch_tokens=512,
         train__checkpoint_every=3,
@@ -50,9 +57,10 @@ def copy_run(mixed: Path, name: str) -> Path:
 def whole(mixed: Path) -> Path:
     """The training that nobody cut off."""
     run = copy_run(mixed, "whole")
-    process = start("train", mixed / "recipe.yaml", "--runs", run.parent)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
+    ended = smollora("train", mixed / "recipe.yaml", "--runs", run.parent)
+    assert ended.code == 0, ended.err
+    events = json.loads((run / "train" / "summary.json").read_text())["events"]
+    assert len(events) == 4, "it goes on for the epochs that it may, as the validation loss falls"
     return run
 
 
@@ -91,9 +99,8 @@ def test_killed_twice_and_given_again_the_loss_curve_is_that_of_an_unbroken_run(
         assert not (run / "train" / "adapter").exists()
     kept = last_checkpoint(run)
     assert kept >= steps // 2
-    process = start("train", mixed / "recipe.yaml", "--runs", run.parent)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
+    ended = smollora("train", mixed / "recipe.yaml", "--runs", run.parent)
+    assert ended.code == 0, ended.err
     same_training(run, whole)
     summary = json.loads((run / "train" / "summary.json").read_text())
     assert summary["resumed_at"] == kept
@@ -112,15 +119,13 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(mixed: Path, whole: Pa
     step = last_checkpoint(run)
     assert f"interrupted: training is saved as it was after step {step} of" in err
     assert "same command" in err
-    other = start(*command, "train.lr=2e-3")
-    _, err = other.communicate(timeout=300)
-    assert other.returncode == 2
-    assert "train.lr: 0.001 there, 0.002 here" in err
-    assert "train.resume=false" in err
+    other = smollora(*command, "train.lr=2e-3")
+    assert other.code == 2
+    assert "train.lr: 0.001 there, 0.002 here" in other.err
+    assert "train.resume=false" in other.err
     assert last_checkpoint(run) == step, "a refusal leaves the checkpoint as it is"
-    process = start(*command, "train.checkpoint_every=off")
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
+    ended = smollora(*command, "train.checkpoint_every=off")
+    assert ended.code == 0, ended.err
     same_training(run, whole)
 
 

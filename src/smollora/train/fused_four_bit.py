@@ -9,7 +9,7 @@ wherever more than a few tokens are computed, so this costs one copy of one laye
 
 from __future__ import annotations
 
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ def fuse_four_bit(peft: Any) -> list[Any]:
     """
     fused = [module for module in peft.modules() if can_fuse(module)]
     for layer in fused:
-        layer.forward = partial(_forward, layer)
+        layer.forward = MethodType(_forward, layer)
     return fused
 
 

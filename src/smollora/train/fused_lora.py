@@ -9,7 +9,7 @@ in float32 and rounded once.
 
 from __future__ import annotations
 
-from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class FusedLora:
         for layer in self.layers:
             if not spread:
                 _widen(layer)
-            layer.forward = partial(_forward, layer)
+            # A method: torch would compile every layer anew around a `partial` of its own.
+            layer.forward = MethodType(_forward, layer)
         self.refresh()
 
     def refresh(self) -> None:

@@ -43,9 +43,9 @@ from smollora.train.steps import StepPlan
 
 TRACKERS = "trackers"
 """Folder beside the adapter for what trackers write into files."""
-COMPILE_FROM = {"cpu": 40, "cuda": 700}
-"""Steps that repay compiling: on a CPU it saves a second or more a step, on a GPU a tenth
-(docs/benchmarks.md)."""
+COMPILE_FROM = {"cpu": 50, "cuda": 700}
+"""Steps that repay compiling: on a CPU it takes 34 s and saves 0.7 s a step of 1,000 tokens, on a
+GPU a tenth (docs/log.md, docs/benchmarks.md)."""
 
 
 @dataclass(frozen=True)
