@@ -459,11 +459,11 @@ def test_each_process_packs_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert (four_bit._place("cpu"), four_bit._place("cuda")) == ("cpu", "cuda:3")
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
 def test_a_4_bit_base_that_is_to_be_sharded_is_refused(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
     with pytest.raises(ConfigError, match=name):
         check_four_bit("cpu")
 

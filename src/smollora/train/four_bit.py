@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from smollora import launch
 from smollora.architecture import read_config
 from smollora.config import TrainSection
 from smollora.errors import ConfigError, ModelError
@@ -58,13 +59,12 @@ def check_four_bit(device: str) -> None:
             "train.base_weights=4bit needs bitsandbytes, which is not installed",
             f"pip install 'smollora[4bit]', or {FULL}",
         )
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
-            raise ConfigError(
-                f"train.base_weights=4bit under {name}: 4-bit layers are not spread over processes"
-                " here",
-                f"launch with `accelerate launch --multi_gpu` or torchrun, or {FULL}",
-            )
+    if launch.computes_in_step():
+        name = "FSDP" if launch.uses_fsdp() else "DeepSpeed"
+        raise ConfigError(
+            f"train.base_weights=4bit under {name}: 4-bit layers are not spread over processes",
+            f"launch with `accelerate launch --multi_gpu` or torchrun, or {FULL}",
+        )
     if said := _try_out(device):
         raise ConfigError(
             f"train.base_weights=4bit: bitsandbytes does not work on this machine's {device}:"
