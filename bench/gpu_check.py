@@ -101,6 +101,8 @@ def main() -> None:
     model = resolve_model(given.model)
     plan = plan_batches(list(rows_of(given.rows, 1024)), length=given.batch_tokens, seed=1)
     packs = [build_batch(pack, given.batch_tokens, 0) for pack in plan.packs[: given.packs]]
+    if not packs:
+        parser.exit(2, f"{given.rows} holds no rows as `bench/train_speed.py rows` writes them\n")
     reference = open_loss(model, "float32", "cpu", "trees", given.base_weights)
     wanted = [compute(reference, pack) for pack in packs[:2]]
     for dtype in ("float32", "bfloat16"):
