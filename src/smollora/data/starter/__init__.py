@@ -200,8 +200,8 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     Lists are made twice: the tools that a case needs together, gathered to at most MOST_TOOLS; and
     all tools, shuffled and cut by LIST_SIZES. Every case then stands in one list that fits it
     (several calls at once in PARALLEL_LISTS, for few requests want them), drawn by chance: beside
-    tools that it must not be confused with, and with a prompt that many rows share. Twins stand in the same list, so that nothing but the request tells asking from
-    calling.
+    tools that it must not be confused with, and with a prompt that many rows share. Twins stand in
+    the same list, so that nothing but the request tells asking from calling.
     """
     lists = [*_lists_for_several(domain), *_cut(list(domain.tools), dice)]
     rows: list[list[Named]] = [[] for _ in lists]
