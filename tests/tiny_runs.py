@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -226,3 +227,30 @@ def changed(values: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
         section, _, key = place.partition("__")
         copy.setdefault(section, {})[key] = value
     return copy
+
+
+THREE_PACKS: dict[str, Any] = {
+    "train__epochs": 4,
+    "train__max_epochs": 6,
+    "train__batch_tokens": 384,
+    "train__packs_per_step": 3,
+    "train__lr": 2e-3,
+    "train__weights": {"open": 4.0, "text": 0.5},
+}
+"""Settings of a training whose steps have packs for several processes."""
+
+
+def mixed_run(folder: Path, **settings: Any) -> Path:
+    """`folder` with a tiny recipe of these settings, and a run of it up to its rows in `runs`."""
+    recipe = changed(tiny_recipe(folder, write_model(folder / "model")), **settings)
+    write_recipe(folder / "recipe.yaml", recipe)
+    said = smollora("mix", folder / "recipe.yaml", "--runs", folder / "runs")
+    assert said.code == 0, said.err
+    return folder
+
+
+def copy_run(folder: Path, name: str, run: Path | None = None) -> Path:
+    """The run of a `mixed_run`, or `run`, once more under `name`: a training may go on in it."""
+    copied = folder / name / "tiny"
+    shutil.copytree(run or folder / "runs" / "tiny", copied, symlinks=True)
+    return copied

@@ -202,17 +202,18 @@ def _choose_template(
         source, changed = load_shipped(shipped), True
     else:
         source, changed = _read_template(wanted), True
+    shows_calls = shipped == SHOWS_CALLS
     if tools_as == "auto":
-        tools_as = "calls" if new_to_it and wanted == "auto" else "json"
-        if shipped != SHOWS_CALLS:
-            return source, changed
-    if shipped != SHOWS_CALLS:
+        tools_as = "calls" if shows_calls and new_to_it and wanted == "auto" else "json"
+    elif not shows_calls:
         raise TemplateError(
             f"model.tools_as={tools_as} wants the shipped template {SHOWS_CALLS}, and this run's is"
             f" {f'the shipped {shipped}' if shipped else 'another'}",
             f"set model.tools_as=auto, or model.template=shipped:{SHOWS_CALLS}",
         )
-    return set_value(source, "tools_as_calls", tools_as == "calls"), changed
+    if shows_calls:
+        source = set_value(source, "tools_as_calls", tools_as == "calls")
+    return source, changed
 
 
 def _read_template(name: str) -> str:

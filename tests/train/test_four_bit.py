@@ -7,7 +7,6 @@ The other side is bitsandbytes' own reading of its weights, written into a plain
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -42,7 +41,7 @@ from smollora.train.four_bit import (
 from smollora.train.fused_four_bit import fuse_four_bit
 from smollora.train.speed import read_cost
 from tiny_models import FAMILIES, save_model, tiny_model
-from tiny_runs import changed, smollora, tiny_recipe, write_model, write_recipe
+from tiny_runs import copy_run, mixed_run, smollora
 from tiny_training import (
     CLOSE,
     ENDS,
@@ -507,8 +506,8 @@ def test_the_recipe_chooses_how_the_base_is_opened(tmp_path: Path) -> None:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe of a 4-bit base, and a run of it up to its rows."""
     folder = tmp_path_factory.mktemp("four-bit")
-    recipe = changed(
-        tiny_recipe(folder, write_model(folder / "model")),
+    return mixed_run(
+        folder,
         train__base_weights="4bit",
         train__epochs=20,
         train__max_epochs=25,
@@ -516,15 +515,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train__batch_tokens=512,
         train__checkpoint_every=3,
     )
-    write_recipe(folder / "recipe.yaml", recipe)
-    said = smollora("mix", folder / "recipe.yaml", "--runs", folder / "runs")
-    assert said.code == 0, said.err
-    return folder
 
 
 def test_killed_and_given_again_the_curve_is_that_of_an_unbroken_run(mixed: Path) -> None:
     for name in ("whole", "killed"):
-        shutil.copytree(mixed / "runs" / "tiny", mixed / name / "tiny", symlinks=True)
+        copy_run(mixed, name)
     command = ("train", mixed / "recipe.yaml", "--runs")
     said = smollora(*command, mixed / "whole")
     assert said.code == 0, said.err
@@ -554,7 +549,7 @@ def test_killed_and_given_again_the_curve_is_that_of_an_unbroken_run(mixed: Path
 
 def test_two_processes_train_what_one_does(mixed: Path) -> None:
     for name in ("one", "two"):
-        shutil.copytree(mixed / "runs" / "tiny", mixed / name / "tiny", symlinks=True)
+        copy_run(mixed, name)
     changes = ("packs_per_step=2", "epochs=8", "max_epochs=8", "dropout=0")
     given = [f"train.{change}" for change in changes]
     said = smollora("train", mixed / "recipe.yaml", "--runs", mixed / "one", *given)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from smollora.config import load_recipe
 from smollora.data.batch import plan_batches
 from smollora.errors import ConfigError
 from smollora.train.steps import StepPlan
-from tiny_runs import changed, smollora, tiny_recipe, write_model, write_recipe
+from tiny_runs import THREE_PACKS, copy_run, mixed_run, smollora
 from tiny_training import PAD, ROWS, curve, start, torchrun, train
 
 
@@ -40,26 +39,7 @@ def accelerate(processes: int) -> tuple[str, ...]:
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of global steps of three packs, and a run of it up to its rows."""
     folder = tmp_path_factory.mktemp("launch")
-    recipe = changed(
-        tiny_recipe(folder, write_model(folder / "model")),
-        train__epochs=4,
-        train__max_epochs=6,
-        train__batch_tokens=384,
-        train__packs_per_step=3,
-        train__lr=2e-3,
-        train__weights={"open": 4.0, "text": 0.5},
-    )
-    write_recipe(folder / "recipe.yaml", recipe)
-    said = smollora("mix", folder / "recipe.yaml", "--runs", folder / "runs")
-    assert said.code == 0, said.err
-    return folder
-
-
-def copy_run(mixed: Path, name: str) -> Path:
-    """The same run under another name: its rows are there, nothing is trained."""
-    run = mixed / name / "tiny"
-    shutil.copytree(mixed / "runs" / "tiny", run, symlinks=True)
-    return run
+    return mixed_run(folder, **THREE_PACKS)
 
 
 def trained(mixed: Path, name: str, launcher: tuple[str, ...]) -> tuple[Path, str]:

@@ -8,7 +8,6 @@ saves importing everything anew: it is another process than the one that was cut
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 
 from smollora.errors import ConfigError, SmolloraError
 from smollora.train import checkpoint
-from tiny_runs import changed, smollora, tiny_recipe, write_model, write_recipe
+from tiny_runs import copy_run, mixed_run, smollora
 from tiny_training import ROWS, curve, last_checkpoint, start, train, wait_for_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,8 +30,8 @@ EXACT = 1e-5
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe of 48 steps, and a run of it up to its rows."""
     folder = tmp_path_factory.mktemp("restart")
-    recipe = changed(
-        tiny_recipe(folder, write_model(folder / "model")),
+    return mixed_run(
+        folder,
         train__epochs=12,
         train__max_epochs=16,
         train__dropout=0.1,
@@ -40,17 +39,6 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train__checkpoint_every=3,
         train__lr=1e-3,
     )
-    write_recipe(folder / "recipe.yaml", recipe)
-    said = smollora("mix", folder / "recipe.yaml", "--runs", folder / "runs")
-    assert said.code == 0, said.err
-    return folder
-
-
-def copy_run(mixed: Path, name: str) -> Path:
-    """The same run under another name: its rows are there, nothing is trained."""
-    run = mixed / name / "tiny"
-    shutil.copytree(mixed / "runs" / "tiny", run, symlinks=True)
-    return run
 
 
 @pytest.fixture(scope="module")

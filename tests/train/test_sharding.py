@@ -5,7 +5,6 @@ The other side of every number is a training of one process, which spreads nothi
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +19,17 @@ from smollora import launch
 from smollora.errors import ConfigError
 from smollora.runs import write_json
 from smollora.train.checks import check_settings
-from tiny_runs import changed, smollora, tiny_recipe, write_model, write_recipe
-from tiny_training import ENDS, ROWS, curve, last_checkpoint, section, start, wait_for_checkpoint
+from tiny_runs import THREE_PACKS, copy_run, mixed_run, smollora
+from tiny_training import (
+    ENDS,
+    ROWS,
+    curve,
+    last_checkpoint,
+    section,
+    start,
+    torchrun,
+    wait_for_checkpoint,
+)
 
 EXACT = 1e-5
 ONE = ("-m", "smollora")
@@ -41,14 +49,6 @@ def sharding(processes: int, *way: object) -> tuple[str, ...]:
     )
 
 
-def whole(processes: int) -> tuple[str, ...]:
-    """The start of a command line whose processes hold the whole model."""
-    return (
-        *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
-        *("-m", "smollora"),
-    )
-
-
 @dataclass(frozen=True)
 class Mixed:
     """Rows of a recipe, and what one process trains of them."""
@@ -59,9 +59,7 @@ class Mixed:
 
     def copy(self, name: str, run: Path | None = None) -> Path:
         """A run up to its rows, or a copy of `run`, that a training may go on in."""
-        copied = self.folder / name / "tiny"
-        shutil.copytree(run or self.folder / "runs" / "tiny", copied, symlinks=True)
-        return copied
+        return copy_run(self.folder, name, run)
 
     def start(self, run: Path, launcher: tuple[str, ...]) -> Any:
         """A training of the run, in processes of its own."""
@@ -83,20 +81,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Mixed]:
     @cache
     def make(embeddings: str) -> Mixed:
         folder = tmp_path_factory.mktemp(embeddings)
-        recipe = changed(
-            tiny_recipe(folder, write_model(folder / "model")),
-            train__embeddings=embeddings,
-            train__epochs=4,
-            train__max_epochs=6,
-            train__batch_tokens=384,
-            train__packs_per_step=3,
-            train__lr=2e-3,
-            train__weights={"open": 4.0, "text": 0.5},
-            train__checkpoint_every=2,
-        )
-        write_recipe(folder / "recipe.yaml", recipe)
-        said = smollora("mix", folder / "recipe.yaml", "--runs", folder / "runs")
-        assert said.code == 0, said.err
+        mixed_run(folder, **THREE_PACKS, train__embeddings=embeddings, train__checkpoint_every=2)
         found = Mixed(folder, folder / "recipe.yaml", folder / "one" / "tiny")
         found.finish(found.copy("one"), ONE)
         return found
@@ -141,7 +126,7 @@ def test_shared_among_two_processes_and_killed_a_training_is_that_of_one_and_mer
     rows = mixed(embeddings)
     run = rows.copy("killed")
     kept = kill_halfway(rows, run, sharding(2))
-    for launcher, held in ((sharding(2), 0.5), (whole(2), 1.0)):
+    for launcher, held in ((sharding(2), 0.5), (torchrun(2), 1.0)):
         again = rows.copy(f"again-{held}", run)
         out = rows.finish(again, launcher)
         assert out.count("train ") == 1, "one process prints"

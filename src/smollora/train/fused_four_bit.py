@@ -14,9 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from smollora.train.four_bit import is_four_bit
+from smollora.train.fused_lora import (
+    factors,
+    has_one_plain_adapter,
+    is_left_to_peft,
+    joined_gradients,
+    joined_product,
+)
 
 
 def fuse_four_bit(peft: Any) -> list[Any]:
@@ -34,28 +40,16 @@ def can_fuse(layer: Any) -> bool:
     base = getattr(layer, "base_layer", None)
     if type(layer).__name__ != "Linear4bit" or not is_four_bit(base):
         return False
-    names = tuple(layer.active_adapters)
-    return (
-        len(names) == 1
-        and names[0] in layer.lora_A
-        and names[0] not in layer.lora_variant
-        and layer.lora_A[names[0]].bias is None
-        and layer.lora_B[names[0]].bias is None
-    )
+    return has_one_plain_adapter(layer)
 
 
 def _forward(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if layer.disable_adapters or layer.merged or args or kwargs:
+    if is_left_to_peft(layer, args, kwargs):
         out: Tensor = type(layer).forward(layer, inputs, *args, **kwargs)
         return out
-    (name,) = layer.active_adapters
     base = layer.base_layer
-    inputs = inputs.to(base.compute_dtype)
-    first = layer.lora_A[name].weight.to(inputs.dtype)
-    low = functional.linear(layer.lora_dropout[name](inputs), first)
-    out = _WideProduct.apply(
-        inputs, low, layer.lora_B[name].weight, base.weight, base.bias, layer.scaling[name]
-    )
+    inputs, low, second, scale = factors(layer, inputs, base.compute_dtype)
+    out = _ReadProduct.apply(inputs, low, second, base.weight, base.bias, scale)
     return out
 
 
@@ -67,8 +61,8 @@ def read_back(weight: Any, dtype: torch.dtype) -> Tensor:
     return values.to(dtype)
 
 
-class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
-    """[inputs, low] [..., in + rank] times [weight, scale * factor] [out, in + rank]'."""
+class _ReadProduct(torch.autograd.Function):  # type: ignore[misc]
+    """`joined_product` with a 4-bit weight, which is read back on both ways and never kept."""
 
     @staticmethod
     def forward(
@@ -82,16 +76,13 @@ class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
     ) -> Tensor:
         ctx.save_for_backward(low, factor)
         ctx.weight, ctx.scale = weight, scale  # frozen: nothing changes it in between
-        second = (factor * scale).to(inputs.dtype)
-        wide = torch.cat([read_back(weight, inputs.dtype), second], dim=1)
+        base = read_back(weight, inputs.dtype)
         bias = bias if bias is None else bias.to(inputs.dtype)
-        return functional.linear(torch.cat([inputs, low], dim=-1), wide, bias)
+        return joined_product(inputs, low, factor, base, bias, scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         low, factor = ctx.saved_tensors
         (gradient,) = gradients
-        d_inputs = gradient @ read_back(ctx.weight, gradient.dtype)
-        d_low = gradient @ (factor * ctx.scale).to(gradient.dtype)
-        d_factor = (gradient.flatten(0, -2).T @ low.flatten(0, -2)).to(factor.dtype) * ctx.scale
-        return d_inputs, d_low, d_factor, None, None, None
+        base = read_back(ctx.weight, gradient.dtype)
+        return joined_gradients(gradient, low, factor, base, ctx.scale)

@@ -54,16 +54,24 @@ class FusedLora:
 
 def can_fuse(layer: Any, dtype: torch.dtype) -> bool:
     """True for a peft Linear with one plain adapter around a plain layer of that type."""
-    base, names = layer.base_layer, tuple(layer.active_adapters)
+    base = layer.base_layer
     return (
         type(base) is torch.nn.Linear
         and base.weight.dtype == dtype
-        and len(names) == 1
+        and has_one_plain_adapter(layer)
+        and not layer.fan_in_fan_out
+    )
+
+
+def has_one_plain_adapter(layer: Any) -> bool:
+    """True for a peft layer whose only active adapter is LoRA, no variant of it, without biases."""
+    names = tuple(layer.active_adapters)
+    return (
+        len(names) == 1
         and names[0] in layer.lora_A
         and names[0] not in layer.lora_variant
         and layer.lora_A[names[0]].bias is None
         and layer.lora_B[names[0]].bias is None
-        and not layer.fan_in_fan_out
     )
 
 
@@ -78,19 +86,51 @@ def _widen(layer: Any) -> None:
 
 
 def _forward(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if layer.disable_adapters or layer.merged or args or kwargs:
+    if is_left_to_peft(layer, args, kwargs):
         out: Tensor = type(layer).forward(layer, inputs, *args, **kwargs)
         return out
-    (name,) = layer.active_adapters
-    base, second, scale = layer.base_layer, layer.lora_B[name].weight, layer.scaling[name]
-    inputs = inputs.to(base.weight.dtype)
-    first = layer.lora_A[name].weight.to(base.weight.dtype)
-    low = functional.linear(layer.lora_dropout[name](inputs), first)
+    base = layer.base_layer
+    inputs, low, second, scale = factors(layer, inputs, base.weight.dtype)
     if hasattr(layer, "wide_weight"):
         out = _WideProduct.apply(inputs, low, second, layer.wide_weight, base.bias, scale)
     else:
         out = _JoinedProduct.apply(inputs, low, second, base.weight, base.bias, scale)
     return out
+
+
+def is_left_to_peft(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a fused layer is none that it computes: without its adapter, or with more
+    than the inputs.
+    """
+    return bool(layer.disable_adapters or layer.merged or args or kwargs)
+
+
+def factors(layer: Any, inputs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, float]:
+    """(inputs [..., in] and first product [..., rank] in the compute type, second factor
+    [out, rank] in its own, its scale) of a layer with one plain adapter.
+    """
+    (name,) = layer.active_adapters
+    inputs = inputs.to(dtype)
+    first = layer.lora_A[name].weight.to(dtype)
+    low = functional.linear(layer.lora_dropout[name](inputs), first)
+    return inputs, low, layer.lora_B[name].weight, layer.scaling[name]
+
+
+def joined_product(
+    inputs: Tensor, low: Tensor, factor: Tensor, base: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
+    """[inputs, low] [..., in + rank] times [base, scale * factor] [out, in + rank]', and `bias`."""
+    wide = torch.cat([base, (factor * scale).to(base.dtype)], dim=1)
+    return functional.linear(torch.cat([inputs, low], dim=-1), wide, bias)
+
+
+def joined_gradients(
+    gradient: Tensor, low: Tensor, factor: Tensor, base: Tensor, scale: float
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `joined_product`'s arguments, in their order; `base` and `bias` are frozen."""
+    d_low = gradient @ (factor * scale).to(base.dtype)
+    d_factor = _second_gradient(gradient, low, scale, factor.dtype)
+    return gradient @ base, d_low, d_factor, None, None, None
 
 
 class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
@@ -141,16 +181,13 @@ class _JoinedProduct(torch.autograd.Function):  # type: ignore[misc]
     ) -> Tensor:
         ctx.save_for_backward(low, factor, base)
         ctx.scale = scale
-        wide = torch.cat([base, (factor * scale).to(base.dtype)], dim=1)
-        return functional.linear(torch.cat([inputs, low], dim=-1), wide, bias)
+        return joined_product(inputs, low, factor, base, bias, scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         low, factor, base = ctx.saved_tensors
         (gradient,) = gradients
-        d_low = gradient @ (factor * ctx.scale).to(base.dtype)
-        d_factor = _second_gradient(gradient, low, ctx.scale, factor.dtype)
-        return gradient @ base, d_low, d_factor, None, None, None
+        return joined_gradients(gradient, low, factor, base, ctx.scale)
 
 
 def _second_gradient(gradient: Tensor, low: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
