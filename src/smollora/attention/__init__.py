@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smollora.attention.gradient import tree_attention_backward
+from smollora.attention import native
+from smollora.attention.gradient import tokens_first, tree_attention_backward
 from smollora.attention.interface import as_interface, set_attention
 from smollora.attention.segments import additive, read_groups
 
@@ -51,9 +52,11 @@ def tree_attention(
         Output [1, heads, length, head_dim] (0 at positions of no segment) and
         log-sum-exp [1, heads, length] float32.
     """
+    if scale > 0 and not native.why_not(query.dtype, query.shape[3]):
+        return native.attend(query, key, value, segments, scale)
     times = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, times), _repeat(value, times)
-    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    out = tokens_first(query).zero_()
     lse = query.new_zeros(query.shape[:3], dtype=torch.float32)
     for shared_start, shared, start, lengths in read_groups(segments):
         here = slice(start, start + sum(lengths))
@@ -73,7 +76,7 @@ def tree_attention(
 @tree_attention.register_fake  # type: ignore[untyped-decorator]
 def _(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float) -> Any:
     return (
-        torch.empty_like(query, memory_format=torch.contiguous_format),
+        tokens_first(query),
         query.new_empty(query.shape[:3], dtype=torch.float32),
     )
 
@@ -86,7 +89,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
     query, key, value, out, lse, segments = ctx.saved_tensors
     grads = tree_attention_backward(
-        grad.contiguous(), query, key, value, out, lse, segments, ctx.scale
+        grad, query, key, value, out, lse, segments, ctx.scale
     )
     return (*grads, None, None)
 
