@@ -88,9 +88,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
     query, key, value, out, lse, segments = ctx.saved_tensors
-    grads = tree_attention_backward(
-        grad, query, key, value, out, lse, segments, ctx.scale
-    )
+    grads = tree_attention_backward(grad, query, key, value, out, lse, segments, ctx.scale)
     return (*grads, None, None)
 
 

@@ -1,4 +1,4 @@
-"""The same attention in C++ for bfloat16 (tree.cpp), compiled on this machine when it is first used.
+"""The same attention in C++ for bfloat16 (tree.cpp), compiled on this machine at its first use.
 
 In: what `tree_attention` and its gradients are given. Out: the same, or a reason why this machine
 or these tensors are served by PyTorch's operators instead (`describe`): that is no error, only
@@ -135,8 +135,9 @@ def _load(flags: Sequence[str]) -> ctypes.CDLL:
     library.count_space.restype = ctypes.c_int64
     names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
     threads = ctypes.CDLL(torch._C.__file__)  # a name is looked up in all that it loaded, too
-    found = [ctypes.cast(getattr(threads, name, None), ctypes.c_void_p) for name in names]
-    if not library.set_threads(*(found if all(each.value for each in found) else [None] * 3)):
+    known = all(hasattr(threads, name) for name in names)
+    found = [ctypes.cast(threads[name], ctypes.c_void_p) for name in names] if known else [None] * 3
+    if not library.set_threads(*found):
         raise Unusable("Linux does not give the matrix units")
     return library
 
@@ -206,9 +207,7 @@ def differentiate(
     return made[0], made[1], made[2]
 
 
-def _call(
-    name: str, states: Sequence[Tensor], lse: Tensor, segments: Tensor, scale: float
-) -> None:
+def _call(name: str, states: Sequence[Tensor], lse: Tensor, segments: Tensor, scale: float) -> None:
     """Call the kernel; `states` [1, heads, length, head_dim] in the order of tree.cpp.
 
     Raises:

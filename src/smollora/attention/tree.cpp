@@ -40,6 +40,7 @@ using bf16 = uint16_t;
 
 constexpr int64_t TILE = 32;   // tokens
 constexpr int64_t BLOCK = 64;  // keys
+constexpr int64_t PART = 32;   // keys whose scores are differentiated at once: they stay in L1
 constexpr int64_t LANES = 16;  // tokens of a panel
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LN2 = 0.6931471805599453f;
@@ -660,22 +661,24 @@ void read_tile(const Backward& given, const BackwardRoom& room, int64_t shared_h
 
 // Scores S^T and dP^T of 32 tokens -> P^T and dS^T as A, dS^T as B.
 template <bool WHOLE>
-void differentiate(const BackwardRoom& room, int64_t chunk, int64_t key, const Mask& mask,
-                   float factor, const Orders& order) {
+void differentiate(const BackwardRoom& room, int64_t chunk, int64_t block, int64_t first,
+                   const Mask& mask, float factor, const Orders& order) {
   const __m512 c = _mm512_set1_ps(factor);
   __m512 sums[2], delta[2];
   for (int p = 0; p < 2; ++p) {
     sums[p] = _mm512_load_ps(room.sums + chunk * TILE + p * LANES);
     delta[p] = _mm512_load_ps(room.delta + chunk * TILE + p * LANES);
   }
-  bf16* to_weights = room.weights + chunk * TILE * BLOCK;
-  bf16* to_scores = room.d_scores + chunk * TILE * BLOCK;
-  for (int64_t k = 0; k < BLOCK; k += 2) {
+  const int64_t key = block * BLOCK + first;
+  bf16* to_weights = room.weights + chunk * TILE * BLOCK + first * TILE;
+  bf16* to_scores = room.d_scores + chunk * TILE * BLOCK + first * TILE;
+  bf16* to_pairs = room.d_pairs + first * LANES;
+  for (int64_t k = 0; k < PART; k += 2) {
     __m512i d_rows[2];
     for (int64_t i = 0; i < 2; ++i) {
       __m512 weight[2], d_score[2];
       for (int p = 0; p < 2; ++p) {
-        const int64_t at = (p * BLOCK + k + i) * LANES;
+        const int64_t at = (p * PART + k + i) * LANES;
         const __m512 x = _mm512_fmsub_ps(_mm512_load_ps(room.scores + at), c, sums[p]);
         weight[p] = exp2_of(x);
         if (!WHOLE) weight[p] = _mm512_maskz_mov_ps(mask.sees(p, key + k + i), weight[p]);
@@ -686,9 +689,9 @@ void differentiate(const BackwardRoom& room, int64_t chunk, int64_t key, const M
       _mm512_store_si512(to_weights + (k + i) * TILE, to_bf16(weight[0], weight[1]));
       _mm512_store_si512(to_scores + (k + i) * TILE, d_rows[i]);
     }
-    _mm512_store_si512(room.d_pairs + k * LANES,
+    _mm512_store_si512(to_pairs + k * LANES,
                        _mm512_permutex2var_epi16(d_rows[0], order.low_pairs, d_rows[1]));
-    _mm512_store_si512(room.d_pairs + (BLOCK + k) * LANES,
+    _mm512_store_si512(to_pairs + (BLOCK + k) * LANES,
                        _mm512_permutex2var_epi16(d_rows[0], order.high_pairs, d_rows[1]));
   }
 }
@@ -743,14 +746,20 @@ void backward(const Backward& given, char* memory) {
         const int64_t at = (shared_head * blocks + piece.block) * BLOCK * WIDE;
         for (int64_t chunk = 0; chunk < times; ++chunk) {
           const int64_t part = chunk * TILE * WIDE;
-          product<false>({packed.keys + at, WIDE, 32}, {room.query_columns + part, LANES * WIDE},
-                         {room.scores, LANES, BLOCK * LANES}, BLOCK / 16, 2, WIDE / 32);
-          product<false>({packed.values + at, WIDE, 32}, {room.grad_columns + part, LANES * WIDE},
-                         {room.d_weights, LANES, BLOCK * LANES}, BLOCK / 16, 2, WIDE / 32);
-          if (piece.whole)
-            differentiate<true>(room, chunk, piece.block * BLOCK, mask, factor, order);
-          else
-            differentiate<false>(room, chunk, piece.block * BLOCK, mask, factor, order);
+          const Right queries{room.query_columns + part, LANES * WIDE};
+          const Right grads{room.grad_columns + part, LANES * WIDE};
+          const Sum scores{room.scores, LANES, PART * LANES};
+          const Sum d_weights{room.d_weights, LANES, PART * LANES};
+          for (int64_t k = 0; k < BLOCK; k += PART) {
+            const int64_t from = at + k * WIDE;
+            product<false>({packed.keys + from, WIDE, 32}, queries, scores, PART / 16, 2, WIDE / 32);
+            product<false>({packed.values + from, WIDE, 32}, grads, d_weights, PART / 16, 2,
+                           WIDE / 32);
+            if (piece.whole)
+              differentiate<true>(room, chunk, piece.block, k, mask, factor, order);
+            else
+              differentiate<false>(room, chunk, piece.block, k, mask, factor, order);
+          }
           product<true>({packed.turned + at, BLOCK, 32}, {room.d_pairs, BLOCK * LANES},
                         {room.d_query + part, LANES, WIDE * LANES}, WIDE / 16, 2, BLOCK / 32);
         }
