@@ -7,9 +7,10 @@ the masked work: with a mask, attention took half of the time at 1,024 tokens an
 square (docs/log.md). The table has a fixed number of lines, so that compiled layers meet one shape.
 
 A segment is a line (shared_start, shared_length, start, length): `length` tokens from `start`
-attend causally to themselves and fully to `shared_length` tokens from `shared_start`. Forward, each
-group of segments (segments.py) is one call of PyTorch's own CPU flash attention; the backward pass
-is written out (gradient.py).
+attend causally to themselves and fully to `shared_length` tokens from `shared_start`. In bfloat16 a
+kernel of our own computes both ways where the machine can compile it (native.py). Elsewhere, each
+group of segments (segments.py) is one call of PyTorch's own CPU flash attention forward, and the
+backward pass is written out (gradient.py).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def tree_attention(
         Output [1, heads, length, head_dim] (0 at positions of no segment) and
         log-sum-exp [1, heads, length] float32.
     """
-    if scale > 0 and not native.why_not(query.dtype, query.shape[3]):
+    if native.serves(query, scale):
         return native.attend(query, key, value, segments, scale)
     times = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, times), _repeat(value, times)

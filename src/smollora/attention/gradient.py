@@ -93,7 +93,7 @@ def tree_attention_backward(
         query, key, value, segments, scale: what `tree_attention` was given.
         lse: [1, heads, length] float32, log-sum-exp of the scores.
     """
-    if scale > 0 and not native.why_not(query.dtype, query.shape[3]):
+    if native.serves(query, scale):
         return native.differentiate(grad, query, key, value, out, lse, segments, scale)
     dtype, (heads, length, wide) = query.dtype, key.shape[1:]
     times = query.shape[1] // heads

@@ -170,6 +170,12 @@ def why_not(dtype: torch.dtype, wide: int) -> str:
     return found if isinstance(found, str) else ""
 
 
+def serves(query: Tensor, scale: float) -> bool:
+    """True if the kernel computes attention of such queries."""
+    here = query.device.type == "cpu" and scale > 0
+    return here and not why_not(query.dtype, query.shape[3])
+
+
 def describe(dtype: torch.dtype, wide: int) -> str:
     """What computes attention over trees on this processor, in words for a summary."""
     reason = why_not(dtype, wide)
@@ -180,7 +186,7 @@ def describe(dtype: torch.dtype, wide: int) -> str:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`tree_attention`, for tensors that `why_not` has nothing against."""
+    """`tree_attention`, for queries that it `serves`."""
     _, heads, length, wide = query.shape
     out = query.new_empty((1, length, heads, wide)).transpose(1, 2)
     lse = query.new_empty((1, heads, length), dtype=torch.float32)
@@ -217,6 +223,7 @@ def _call(name: str, states: Sequence[Tensor], lse: Tensor, segments: Tensor, sc
     assert isinstance(kernel, Kernel)
     backward = len(states) > 4
     query, key = states[1:3] if backward else states[:2]
+    states = [each.to(query.dtype) for each in states]
     dense = [each if each.stride(3) == 1 else each.contiguous() for each in states]
     table = segments.to(torch.int64).contiguous()
     of = (query.shape[1], key.shape[1], *query.shape[2:], len(table), torch.get_num_threads())

@@ -374,7 +374,13 @@ struct Plan {
     first.push_back(0);
     std::vector<int64_t> cost(tiles);
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      for (int32_t block = 0; block < sizes.blocks(); ++block) {
+      int64_t least_key = sizes.length, most_key = 0;
+      for (int64_t t = tile * TILE; t < (tile + 1) * TILE; ++t) {
+        if (!self[t]) continue;
+        least_key = std::min<int64_t>(least_key, shared[t] ? std::min(low[t], own[t]) : own[t]);
+        most_key = std::max<int64_t>(most_key, std::max(low[t] + shared[t], own[t] + self[t]));
+      }
+      for (int64_t block = least_key / BLOCK; block * BLOCK < most_key; ++block) {
         const int32_t from = int32_t(block * BLOCK), to = int32_t(from + BLOCK);
         int32_t most = 0, least = int32_t(BLOCK);
         for (int64_t t = tile * TILE; t < (tile + 1) * TILE; ++t) {
@@ -384,7 +390,7 @@ struct Plan {
           most = std::max(most, seen);
           least = std::min(least, seen);
         }
-        if (most > 0) pieces.push_back({block, least == BLOCK});
+        if (most > 0) pieces.push_back({int32_t(block), least == BLOCK});
       }
       first.push_back(int64_t(pieces.size()));
       cost[tile] = 1 + 2 * (first[tile + 1] - first[tile]);
