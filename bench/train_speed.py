@@ -126,7 +126,7 @@ def train(
             settings,
             token_ids=(),
             pad_id=0,
-            out=Path(out),
+            out=Path(out) / "adapter",
             on_step=reports.append,
         )
     if not reports:
@@ -198,7 +198,13 @@ def compare_losses(
     chosen = some_rows(list(rows_of(rows, longest)), settings, steps)
     with tempfile.TemporaryDirectory() as out:
         made = train_adapter(
-            load_model(folder), chosen, [], settings, token_ids=(), pad_id=0, out=Path(out)
+            load_model(folder),
+            chosen,
+            [],
+            settings,
+            token_ids=(),
+            pad_id=0,
+            out=Path(out) / "adapter",
         )
     ours = [entry["loss"] for entry in made.curve]
     plain = reference_losses(load_model(folder), chosen, settings)

@@ -46,6 +46,7 @@ MAY_IMPORT_TORCH_AT_ONCE = {
     "attention.blocks",
     "attention.gradient",
     "attention.interface",
+    "attention.native",
     "attention.segments",
     "train.fused_four_bit",
     "train.fused_lora",

@@ -7,9 +7,10 @@ the masked work: with a mask, attention took half of the time at 1,024 tokens an
 square (docs/log.md). The table has a fixed number of lines, so that compiled layers meet one shape.
 
 A segment is a line (shared_start, shared_length, start, length): `length` tokens from `start`
-attend causally to themselves and fully to `shared_length` tokens from `shared_start`. Forward, each
-group of segments (segments.py) is one call of PyTorch's own CPU flash attention; the backward pass
-is written out (gradient.py).
+attend causally to themselves and fully to `shared_length` tokens from `shared_start`. In bfloat16 a
+kernel of our own computes both ways where the machine can compile it (native.py). Elsewhere, each
+group of segments (segments.py) is one call of PyTorch's own CPU flash attention forward, and the
+backward pass is written out (gradient.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smollora.attention.gradient import tree_attention_backward
+from smollora.attention import native
+from smollora.attention.gradient import tokens_first, tree_attention_backward
 from smollora.attention.interface import as_interface, set_attention
 from smollora.attention.segments import additive, read_groups
 
@@ -51,9 +53,11 @@ def tree_attention(
         Output [1, heads, length, head_dim] (0 at positions of no segment) and
         log-sum-exp [1, heads, length] float32.
     """
+    if native.serves(query, scale):
+        return native.attend(query, key, value, segments, scale)
     times = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, times), _repeat(value, times)
-    out = torch.zeros_like(query, memory_format=torch.contiguous_format)
+    out = tokens_first(query).zero_()
     lse = query.new_zeros(query.shape[:3], dtype=torch.float32)
     for shared_start, shared, start, lengths in read_groups(segments):
         here = slice(start, start + sum(lengths))
@@ -73,7 +77,7 @@ def tree_attention(
 @tree_attention.register_fake  # type: ignore[untyped-decorator]
 def _(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float) -> Any:
     return (
-        torch.empty_like(query, memory_format=torch.contiguous_format),
+        tokens_first(query),
         query.new_empty(query.shape[:3], dtype=torch.float32),
     )
 
@@ -85,9 +89,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
     query, key, value, out, lse, segments = ctx.saved_tensors
-    grads = tree_attention_backward(
-        grad.contiguous(), query, key, value, out, lse, segments, ctx.scale
-    )
+    grads = tree_attention_backward(grad, query, key, value, out, lse, segments, ctx.scale)
     return (*grads, None, None)
 
 

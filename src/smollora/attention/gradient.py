@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from smollora.attention import native
 from smollora.attention.segments import Group, hidden, read_groups
 
 TILE = 192
@@ -92,6 +93,8 @@ def tree_attention_backward(
         query, key, value, segments, scale: what `tree_attention` was given.
         lse: [1, heads, length] float32, log-sum-exp of the scores.
     """
+    if native.serves(query, scale):
+        return native.differentiate(grad, query, key, value, out, lse, segments, scale)
     dtype, (heads, length, wide) = query.dtype, key.shape[1:]
     times = query.shape[1] // heads
     tiles = plan_tiles(read_groups(segments), times)
@@ -133,17 +136,26 @@ def tree_attention_backward(
         d_queries[:, here] = torch.bmm(d_scores, k)[:, :used]
         _scatter(torch.bmm(d_scores.transpose(1, 2), q), tile.seen, d_keys)
         _scatter(torch.bmm(weights.transpose(1, 2), g), tile.seen, d_values)
-    return (
-        unfold(d_queries.mul_(scale).to(dtype), times),
-        d_keys[None].mul_(scale).to(dtype),
-        d_values[None].to(dtype),
+    folded = (
+        unfold(d_queries.mul_(scale), times),
+        d_keys[None].mul_(scale),
+        d_values[None],
     )
+    d_query, d_key, d_value = (tokens_first(each, dtype).copy_(each) for each in folded)
+    return d_query, d_key, d_value
 
 
 @tree_attention_backward.register_fake  # type: ignore[untyped-decorator]
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
     given = (query, key, value)
-    return tuple(torch.empty_like(each, memory_format=torch.contiguous_format) for each in given)
+    return tuple(tokens_first(each) for each in given)
+
+
+def tokens_first(states: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Empty, of the size of [1, heads, length, head_dim], laid out token by token: then the layer
+    beside attention copies nothing.
+    """
+    return states.new_empty(states.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
 
 
 def fold(states: Tensor, times: int) -> Tensor:

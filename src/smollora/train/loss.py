@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from smollora.attention import NAME as TREES
-from smollora.attention import blocks, use_tree_attention
+from smollora.attention import blocks, native, use_tree_attention
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, Row, build_batch, plan_batches
 from smollora.errors import ModelError
@@ -134,6 +134,14 @@ class TreeLoss:
             use_tree_attention(base)
         elif self.attention == "blocks":
             blocks.use_block_attention(base)
+
+    def describe_attention(self) -> str:
+        """What attends to the packs, and why it is not the kernel, in words for a summary."""
+        if self.attention != "trees":
+            return self.attention
+        config = self.decoder.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return f"trees, {native.describe(self.dtype, size)}"
 
     def _what_is_seen(self, batch: Batch) -> dict[str, Any]:
         """The argument that tells the layers which tokens see which."""

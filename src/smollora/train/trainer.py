@@ -235,6 +235,7 @@ def train_adapter(
         "compiled": compiled,
         "activation_checkpointing": checkpointed,
         "dtype": dtype,
+        "attention": loss_of.describe_attention(),
         **base_weights_summary(peft, dtype),
     }
     return Trained(peft, summary, curve)

@@ -1,0 +1,881 @@
+// Attention over packed trees on a CPU in bfloat16, forward and backward, each in one pass.
+//
+// What it computes is what attention/__init__.py says of `tree_attention` and gradient.py of its
+// gradients; attention/native.py compiles this file on the machine it runs on, and calls it.
+// Source of the formulas: FlashAttention-2 (Dao 2023, sections 2.3 and 3.1). It includes no header
+// of PyTorch: it takes plain pointers, and the threads are those PyTorch already has (`set_threads`).
+//
+// A TILE is 32 tokens in a row of all query heads that share a key-value head: `times` heads, so
+// `times` CHUNKS of 32 tokens. A BLOCK is 64 keys. Of every tile and block the bounds of the tokens
+// say whether nothing, everything or a part is seen: the first is skipped, and only the last needs
+// a mask, which is computed from the bounds where it is needed. Tokens of any row and tree may
+// meet in a tile; nothing is sorted, gathered or padded but the last tile.
+//
+// Scores are computed TRANSPOSED, keys down and tokens across, S^T = K Q^T: 16 tokens lie in a
+// vector, so that the largest score and the sum of a token need no reduction across lanes, and the
+// weights leave the registers in the form in which the next product wants them.
+//
+// Layouts. The matrix units multiply A [16, 32] by B [32, 16] into C [16, 16] of float32:
+//   A: 16 rows of 32 values, 64 bytes each, any distance apart;
+//   B: PAIRS: 16 lines of 64 bytes; line p holds, for 16 columns, the values of rows 2p and 2p + 1;
+//   C: 16 rows of 16 floats, any distance apart.
+// A PANEL is 16 columns: of B [rows / 2][16][2], of C [rows][16]; panels follow each other.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef SMOLLORA_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+using bf16 = uint16_t;
+
+constexpr int64_t TILE = 32;   // tokens
+constexpr int64_t BLOCK = 64;  // keys
+constexpr int64_t PART = 32;   // keys whose scores are differentiated at once: they stay in L1
+constexpr int64_t LANES = 16;  // tokens of a panel
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float LN2 = 0.6931471805599453f;
+constexpr float HIDDEN = -1e30f;  // score of a key that is not seen
+constexpr float LEAST = -1e25f;   // the largest score before the first: above HIDDEN, so that
+                                  // hidden keys weigh nothing even where all so far are hidden
+
+// ---- threads ---------------------------------------------------------------------------------
+
+using Start = void (*)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
+using Count = int (*)();
+
+Start start_threads = nullptr;
+Count thread_number = nullptr;
+Count thread_count = nullptr;
+
+template <typename Work>
+struct Shared {
+  const Work* work;
+  int64_t workers;
+};
+
+template <typename Work>
+void run_share(void* given) {
+  auto& shared = *static_cast<Shared<Work>*>(given);
+  // a nested call gets one thread: it does the work of all, so that results do not change
+  for (int64_t worker = thread_number(); worker < shared.workers; worker += thread_count())
+    (*shared.work)(worker);
+}
+
+// work(0) ... work(workers - 1), each once, on as many threads of PyTorch's own.
+template <typename Work>
+void in_parallel(int64_t workers, const Work& work) {
+  if (workers > 1 && start_threads) {
+    Shared<Work> shared{&work, workers};
+    start_threads(run_share<Work>, &shared, unsigned(workers), 0);
+  } else {
+    for (int64_t worker = 0; worker < workers; ++worker) work(worker);
+  }
+}
+
+// ---- products --------------------------------------------------------------------------------
+
+struct Left {  // A
+  const bf16* at;
+  int64_t row;    // values from a row to the next
+  int64_t chunk;  // values from 32 columns to the next 32
+};
+
+struct Right {  // B, in pairs
+  const bf16* at;
+  int64_t panel;  // values from a panel to the next; 32 rows are always 512 values
+};
+
+struct Sum {  // C
+  float* at;
+  int64_t row;
+  int64_t panel;
+};
+
+#ifdef SMOLLORA_AMX
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+struct Units {  // holds the matrix units of a thread
+  Units() {
+    TileShapes shapes;
+    asm volatile("" ::: "memory");
+    _tile_loadconfig(&shapes);
+  }
+  ~Units() { _tile_release(); }
+};
+
+// C (+)= A B for 16 * m by 16 * n by 32 * k; m and n even.
+template <bool ADD>
+void product(Left a, Right b, Sum c, int64_t m, int64_t n, int64_t k) {
+  asm volatile("" ::: "memory");  // what loads tiles does not say that it reads memory
+  const int64_t a_row = a.row * 2, c_row = c.row * 4;
+  for (int64_t i = 0; i < m; i += 2) {
+    for (int64_t j = 0; j < n; j += 2) {
+      float* c00 = c.at + i * 16 * c.row + j * c.panel;
+      float* c10 = c00 + 16 * c.row;
+      if (ADD) {
+        _tile_loadd(0, c00, c_row);
+        _tile_loadd(1, c00 + c.panel, c_row);
+        _tile_loadd(2, c10, c_row);
+        _tile_loadd(3, c10 + c.panel, c_row);
+      } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+      const bf16* left = a.at + i * 16 * a.row;
+      const bf16* right = b.at + j * b.panel;
+      for (int64_t step = 0; step < k; ++step) {
+        _tile_loadd(4, left, a_row);
+        _tile_loadd(6, right, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, right + b.panel, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, left + 16 * a.row, a_row);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        left += a.chunk;
+        right += 512;
+      }
+      _tile_stored(0, c00, c_row);
+      _tile_stored(1, c00 + c.panel, c_row);
+      _tile_stored(2, c10, c_row);
+      _tile_stored(3, c10 + c.panel, c_row);
+    }
+  }
+  asm volatile("" ::: "memory");
+}
+
+#else  // vectors that multiply pairs (AVX512-BF16)
+
+struct Units {
+  Units() {}
+  ~Units() {}
+};
+
+template <bool ADD>
+void product(Left a, Right b, Sum c, int64_t m, int64_t n, int64_t k) {
+  for (int64_t i = 0; i < m * 2; ++i) {
+    for (int64_t j = 0; j < n; j += 2) {
+      float* to = c.at + i * 8 * c.row + j * c.panel;
+      __m512 sums[8][2];
+      for (int r = 0; r < 8; ++r)
+        for (int p = 0; p < 2; ++p)
+          sums[r][p] =
+              ADD ? _mm512_loadu_ps(to + r * c.row + p * c.panel) : _mm512_setzero_ps();
+      for (int64_t step = 0; step < k; ++step) {
+        const bf16* left = a.at + i * 8 * a.row + step * a.chunk;
+        const bf16* right = b.at + j * b.panel + step * 512;
+        for (int64_t pair = 0; pair < 16; ++pair) {
+          const auto first = (__m512bh)_mm512_loadu_si512(right + pair * 32);
+          const auto second = (__m512bh)_mm512_loadu_si512(right + b.panel + pair * 32);
+          for (int r = 0; r < 8; ++r) {
+            int32_t two;
+            std::memcpy(&two, left + r * a.row + pair * 2, 4);
+            const auto both = (__m512bh)_mm512_set1_epi32(two);
+            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], both, first);
+            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], both, second);
+          }
+        }
+      }
+      for (int r = 0; r < 8; ++r)
+        for (int p = 0; p < 2; ++p) _mm512_storeu_ps(to + r * c.row + p * c.panel, sums[r][p]);
+    }
+  }
+}
+
+#endif
+
+// ---- vectors ---------------------------------------------------------------------------------
+
+// 2^x within 4e-6 (a bfloat16 is exact to 2e-3); 0 where x is very low; NaN stays.
+inline __m512 exp2_of(__m512 x) {
+  const __m512 f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
+  __m512 p = _mm512_set1_ps(1.3534167e-2f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.2011464e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4144275e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9300383e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000026f));
+  return _mm512_scalef_ps(p, x);
+}
+
+inline __m512i to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+struct Orders {  // of 16-bit values of two vectors
+  __m512i low_pairs, high_pairs, even, odd;
+};
+
+inline Orders orders() {
+  alignas(64) uint16_t low[32], high[32], even[32], odd[32];
+  for (int i = 0; i < 32; ++i) {
+    low[i] = uint16_t(i / 2 + (i % 2) * 32);
+    high[i] = uint16_t(16 + i / 2 + (i % 2) * 32);
+    even[i] = uint16_t(2 * i);
+    odd[i] = uint16_t(2 * i + 1);
+  }
+  return {_mm512_load_si512(low), _mm512_load_si512(high), _mm512_load_si512(even),
+          _mm512_load_si512(odd)};
+}
+
+// 16 vectors of 16 32-bit values, transposed.
+inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 16; i += 8) {
+    for (int j = 0; j < 4; ++j) {
+      t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
+      t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xdd);
+    }
+  }
+  for (int j = 0; j < 8; ++j) {
+    r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
+    r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
+  }
+}
+
+// ---- what is given ---------------------------------------------------------------------------
+
+struct States {  // [heads, length, head_dim] of a tensor whose last dimension is dense
+  bf16* at;
+  int64_t head, token;  // values from one to the next
+  bf16* row(int64_t h, int64_t t) const { return at + h * head + t * token; }
+};
+
+struct Sizes {
+  int64_t heads, shared_heads, length, wide, lines, threads;
+  int64_t times() const { return heads / shared_heads; }
+  int64_t tiles() const { return (length + TILE - 1) / TILE; }
+  int64_t blocks() const { return (length + BLOCK - 1) / BLOCK; }
+  int64_t filled() const { return blocks() * BLOCK; }  // tokens, filled up to whole blocks
+};
+
+// 32 tokens from `first` on as they stand, zeros after the last.
+template <int64_t WIDE>
+void copy_rows(const States& from, int64_t h, int64_t first, int64_t count, int64_t length,
+               bf16* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (first + i < length)
+      std::memcpy(to + i * WIDE, from.row(h, first + i), WIDE * 2);
+    else
+      std::memset(to + i * WIDE, 0, WIDE * 2);
+  }
+}
+
+// 16 dense rows -> a panel of B of their transpose: [WIDE / 2][16][2].
+template <int64_t WIDE>
+void pair_columns(const bf16* from, bf16* to) {
+  for (int64_t at = 0; at < WIDE; at += 32) {
+    __m512i r[16];
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(from + i * WIDE + at);
+    transpose(r);
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + (at / 2 + i) * 32, r[i]);
+  }
+}
+
+// 64 dense rows -> their transpose [WIDE, 64].
+template <int64_t WIDE>
+void turn_block(const bf16* from, bf16* to, const Orders& order) {
+  for (int64_t half = 0; half < BLOCK; half += 32) {
+    alignas(64) bf16 pairs[2][WIDE / 2][32];
+    for (int i = 0; i < 2; ++i) pair_columns<WIDE>(from + (half + i * 16) * WIDE, &pairs[i][0][0]);
+    for (int64_t p = 0; p < WIDE / 2; ++p) {
+      const __m512i a = _mm512_load_si512(pairs[0][p]), b = _mm512_load_si512(pairs[1][p]);
+      _mm512_storeu_si512(to + (2 * p) * BLOCK + half, _mm512_permutex2var_epi16(a, order.even, b));
+      _mm512_storeu_si512(to + (2 * p + 1) * BLOCK + half,
+                          _mm512_permutex2var_epi16(a, order.odd, b));
+    }
+  }
+}
+
+// 32 dense rows -> panels of B [WIDE / 16][.., 16 pairs][16][2], `panel` values apart.
+template <int64_t WIDE>
+void pair_rows(const bf16* from, bf16* to, int64_t panel, const Orders& order) {
+  for (int64_t pair = 0; pair < 16; ++pair) {
+    for (int64_t at = 0; at < WIDE; at += 32) {
+      const __m512i a = _mm512_loadu_si512(from + 2 * pair * WIDE + at);
+      const __m512i b = _mm512_loadu_si512(from + (2 * pair + 1) * WIDE + at);
+      bf16* line = to + at / 16 * panel + pair * 32;
+      _mm512_storeu_si512(line, _mm512_permutex2var_epi16(a, order.low_pairs, b));
+      _mm512_storeu_si512(line + panel, _mm512_permutex2var_epi16(a, order.high_pairs, b));
+    }
+  }
+}
+
+// Two panels [WIDE][16] of 32 tokens, each token times a factor (0 where `used` is off) -> rows.
+template <int64_t WIDE>
+void write_tokens(const float* from, const __m512 (&factor)[2], const __mmask16 (&used)[2],
+                  const States& to, int64_t h, int64_t first, int64_t length) {
+  for (int p = 0; p < 2; ++p) {
+    const int64_t here = std::min<int64_t>(LANES, length - first - p * LANES);
+    for (int64_t at = 0; at < WIDE; at += 16) {
+      __m512i r[16];
+      for (int i = 0; i < 16; ++i) {
+        const __m512 x = _mm512_load_ps(from + (p * WIDE + at + i) * LANES);
+        r[i] = _mm512_castps_si512(_mm512_maskz_mul_ps(used[p], x, factor[p]));
+      }
+      transpose(r);
+      for (int64_t i = 0; i < here; ++i)
+        _mm256_storeu_si256((__m256i*)(to.row(h, first + p * LANES + i) + at),
+                            (__m256i)_mm512_cvtneps_pbh(_mm512_castsi512_ps(r[i])));
+    }
+  }
+}
+
+// ---- what each token sees --------------------------------------------------------------------
+
+struct Piece {  // of a tile's keys
+  int32_t block;
+  bool whole;  // every token of the tile sees every key
+};
+
+struct Plan {
+  // token t sees keys [low, low + shared) and [own, own + self)
+  std::vector<int32_t> low, shared, own, self;
+  std::vector<Piece> pieces;
+  std::vector<int64_t> first;  // of a tile's pieces; [tiles + 1]
+  std::vector<int64_t> share;  // items (head, tile) of each worker; [workers + 1]
+
+  Plan(const Sizes& sizes, const int64_t* lines) {
+    const int64_t tiles = sizes.tiles(), room = tiles * TILE;
+    for (auto* each : {&low, &shared, &own, &self}) each->assign(room, 0);
+    for (int64_t i = 0; i < sizes.lines; ++i) {
+      const int64_t* line = lines + 4 * i;
+      for (int64_t t = line[2]; t < line[2] + line[3]; ++t) {
+        low[t] = int32_t(line[0]);
+        shared[t] = int32_t(line[1]);
+        own[t] = int32_t(line[2]);
+        self[t] = int32_t(t - line[2] + 1);
+      }
+    }
+    first.push_back(0);
+    std::vector<int64_t> cost(tiles);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      int64_t least_key = sizes.length, most_key = 0;
+      for (int64_t t = tile * TILE; t < (tile + 1) * TILE; ++t) {
+        if (!self[t]) continue;
+        least_key = std::min<int64_t>(least_key, shared[t] ? std::min(low[t], own[t]) : own[t]);
+        most_key = std::max<int64_t>(most_key, std::max(low[t] + shared[t], own[t] + self[t]));
+      }
+      for (int64_t block = least_key / BLOCK; block * BLOCK < most_key; ++block) {
+        const int32_t from = int32_t(block * BLOCK), to = int32_t(from + BLOCK);
+        int32_t most = 0, least = int32_t(BLOCK);
+        for (int64_t t = tile * TILE; t < (tile + 1) * TILE; ++t) {
+          const int32_t a = std::min(low[t] + shared[t], to) - std::max(low[t], from);
+          const int32_t b = std::min(own[t] + self[t], to) - std::max(own[t], from);
+          const int32_t seen = std::max(a, 0) + std::max(b, 0);
+          most = std::max(most, seen);
+          least = std::min(least, seen);
+        }
+        if (most > 0) pieces.push_back({int32_t(block), least == BLOCK});
+      }
+      first.push_back(int64_t(pieces.size()));
+      cost[tile] = 1 + 2 * (first[tile + 1] - first[tile]);
+    }
+    int64_t total = 0;
+    for (const int64_t each : cost) total += each;
+    total *= sizes.shared_heads;
+    const int64_t items = sizes.shared_heads * tiles;
+    share.push_back(0);
+    int64_t done = 0, item = 0;
+    for (int64_t worker = 1; worker <= sizes.threads; ++worker) {
+      while (item < items && done * sizes.threads < total * worker) done += cost[item++ % tiles];
+      share.push_back(worker == sizes.threads ? items : item);
+    }
+  }
+};
+
+struct Mask {  // of the tokens of a tile
+  __m512i low[2], shared[2], own[2], self[2];
+
+  Mask(const Plan& plan, int64_t tile) {
+    for (int p = 0; p < 2; ++p) {
+      const int64_t at = tile * TILE + p * LANES;
+      low[p] = _mm512_loadu_si512(&plan.low[at]);
+      shared[p] = _mm512_loadu_si512(&plan.shared[at]);
+      own[p] = _mm512_loadu_si512(&plan.own[at]);
+      self[p] = _mm512_loadu_si512(&plan.self[at]);
+    }
+  }
+
+  __mmask16 sees(int p, int64_t key) const {  // unsigned: keys before the first are far after
+    const __m512i k = _mm512_set1_epi32(int32_t(key));
+    return _mm512_cmplt_epu32_mask(_mm512_sub_epi32(k, low[p]), shared[p]) |
+           _mm512_cmplt_epu32_mask(_mm512_sub_epi32(k, own[p]), self[p]);
+  }
+
+  __mmask16 used(int p) const { return _mm512_test_epi32_mask(self[p], self[p]); }
+};
+
+// ---- space: given by the caller, cut up here ----------------------------------------------------
+
+struct Space {
+  char* at;
+  int64_t used = 0;
+  template <typename T>
+  T* take(int64_t count) {
+    T* found = reinterpret_cast<T*>(at + used);
+    used += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+    return found;
+  }
+};
+
+struct Packed {  // keys and values of every key-value head, whole blocks
+  bf16 *keys, *values, *turned;  // [filled, WIDE] twice; [blocks][WIDE, 64] of one of them
+
+  Packed(Space& space, const Sizes& sizes) {
+    const int64_t all = sizes.shared_heads * sizes.filled() * sizes.wide;
+    keys = space.take<bf16>(all);
+    values = space.take<bf16>(all);
+    turned = space.take<bf16>(all);
+  }
+};
+
+template <int64_t WIDE>
+void pack(const Sizes& sizes, const States& key, const States& value, bool turn_keys,
+          const Packed& to) {
+  const int64_t blocks = sizes.blocks(), all = sizes.shared_heads * blocks;
+  in_parallel(sizes.threads, [&](int64_t worker) {
+    const Orders order = orders();
+    for (int64_t i = all * worker / sizes.threads; i < all * (worker + 1) / sizes.threads; ++i) {
+      const int64_t h = i / blocks, first = i % blocks * BLOCK, at = i * BLOCK * WIDE;
+      copy_rows<WIDE>(key, h, first, BLOCK, sizes.length, to.keys + at);
+      copy_rows<WIDE>(value, h, first, BLOCK, sizes.length, to.values + at);
+      turn_block<WIDE>((turn_keys ? to.keys : to.values) + at, to.turned + at, order);
+    }
+  });
+}
+
+struct FlushTiny {  // numbers below 1e-38 count as 0: computing with them is slow
+  unsigned before = _mm_getcsr();
+  FlushTiny() { _mm_setcsr(before | 0x8040); }
+  ~FlushTiny() { _mm_setcsr(before); }
+};
+
+// ---- forward ---------------------------------------------------------------------------------
+
+struct Forward {
+  Sizes sizes;
+  States query, key, value, out;
+  float* lse;  // [heads, length]
+  const int64_t* lines;
+  float scale;
+};
+
+struct ForwardRoom {  // of a thread
+  bf16 *rows, *query, *weights;  // [32, WIDE]; B of 32 tokens; B [64 keys] of 32 tokens
+  float *scores, *out;           // two panels [64][16]; two panels [WIDE][16]
+
+  ForwardRoom(Space& space, const Sizes& sizes) {
+    rows = space.take<bf16>(TILE * sizes.wide);
+    query = space.take<bf16>(TILE * sizes.wide);
+    weights = space.take<bf16>(TILE * BLOCK);
+    scores = space.take<float>(TILE * BLOCK);
+    out = space.take<float>(TILE * sizes.wide);
+  }
+};
+
+// Weights of a block from its scores; `largest` and `sum` of each token go on. Where a larger score
+// came up, what is summed so far is made less.
+template <int64_t WIDE>
+void weigh(const ForwardRoom& room, const Piece& piece, const Mask& mask, float factor,
+           __m512 (&largest)[2], __m512 (&sum)[2], __m512i pairs) {
+  const __m512 c = _mm512_set1_ps(factor);
+  for (int p = 0; p < 2; ++p) {
+    float* s = room.scores + p * BLOCK * LANES;
+    if (!piece.whole) {
+      for (int64_t k = 0; k < BLOCK; ++k) {
+        const __mmask16 seen = mask.sees(p, piece.block * BLOCK + k);
+        const __m512 x = _mm512_load_ps(s + k * LANES);
+        _mm512_store_ps(s + k * LANES, _mm512_mask_mov_ps(_mm512_set1_ps(HIDDEN), seen, x));
+      }
+    }
+    __m512 top[4];
+    for (int i = 0; i < 4; ++i) top[i] = _mm512_load_ps(s + i * LANES);
+    for (int64_t k = 4; k < BLOCK; k += 4)
+      for (int i = 0; i < 4; ++i)
+        top[i] = _mm512_max_ps(top[i], _mm512_load_ps(s + (k + i) * LANES));
+    const __m512 high = _mm512_max_ps(_mm512_max_ps(top[0], top[1]), _mm512_max_ps(top[2], top[3]));
+    const __m512 next = _mm512_max_ps(largest[p], _mm512_mul_ps(high, c));
+    if (_mm512_cmp_ps_mask(next, largest[p], _CMP_NEQ_UQ)) {
+      const __m512 less = exp2_of(_mm512_sub_ps(largest[p], next));
+      sum[p] = _mm512_mul_ps(sum[p], less);
+      float* out = room.out + p * WIDE * LANES;
+      for (int64_t i = 0; i < WIDE; ++i)
+        _mm512_store_ps(out + i * LANES, _mm512_mul_ps(_mm512_load_ps(out + i * LANES), less));
+      largest[p] = next;
+    }
+    __m512 first = _mm512_setzero_ps(), second = _mm512_setzero_ps();
+    bf16* to = room.weights + p * BLOCK * LANES;
+    for (int64_t k = 0; k < BLOCK; k += 2) {
+      const __m512 a = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(s + k * LANES), c, next));
+      const __m512 b = exp2_of(_mm512_fmsub_ps(_mm512_load_ps(s + (k + 1) * LANES), c, next));
+      first = _mm512_add_ps(first, a);
+      second = _mm512_add_ps(second, b);
+      _mm512_store_si512(to + k * LANES, _mm512_permutexvar_epi16(pairs, to_bf16(a, b)));
+    }
+    sum[p] = _mm512_add_ps(sum[p], _mm512_add_ps(first, second));
+  }
+}
+
+template <int64_t WIDE>
+void forward(const Forward& given, char* memory) {
+  const Sizes& sizes = given.sizes;
+  const Plan plan(sizes, given.lines);
+  Space space{memory};
+  const Packed packed(space, sizes);
+  pack<WIDE>(sizes, given.key, given.value, false, packed);
+  std::vector<ForwardRoom> rooms;
+  for (int64_t i = 0; i < sizes.threads; ++i) rooms.emplace_back(space, sizes);
+  const int64_t tiles = sizes.tiles(), times = sizes.times();
+  const float factor = given.scale * LOG2E;
+
+  in_parallel(sizes.threads, [&](int64_t worker) {
+    const Units units;
+    const FlushTiny flush;
+    const ForwardRoom& room = rooms[worker];
+    alignas(64) uint16_t places[32];
+    for (int i = 0; i < 32; ++i) places[i] = uint16_t(i / 2 + (i % 2) * 16);
+    const __m512i pairs = _mm512_load_si512(places);
+    for (int64_t item = plan.share[worker]; item < plan.share[worker + 1]; ++item) {
+      const int64_t shared_head = item / tiles, tile = item % tiles, token = tile * TILE;
+      const Mask mask(plan, tile);
+      for (int64_t chunk = 0; chunk < times; ++chunk) {
+        const int64_t h = shared_head * times + chunk;
+        copy_rows<WIDE>(given.query, h, token, TILE, sizes.length, room.rows);
+        for (int p = 0; p < 2; ++p)
+          pair_columns<WIDE>(room.rows + p * LANES * WIDE, room.query + p * LANES * WIDE);
+        std::memset(room.out, 0, TILE * WIDE * sizeof(float));
+        __m512 largest[2], sum[2];
+        for (int p = 0; p < 2; ++p) {
+          largest[p] = _mm512_set1_ps(LEAST);
+          sum[p] = _mm512_setzero_ps();
+        }
+        for (int64_t i = plan.first[tile]; i < plan.first[tile + 1]; ++i) {
+          const Piece piece = plan.pieces[i];
+          const int64_t at = (shared_head * sizes.blocks() + piece.block) * BLOCK * WIDE;
+          product<false>({packed.keys + at, WIDE, 32}, {room.query, LANES * WIDE},
+                         {room.scores, LANES, BLOCK * LANES}, BLOCK / 16, 2, WIDE / 32);
+          weigh<WIDE>(room, piece, mask, factor, largest, sum, pairs);
+          product<true>({packed.turned + at, BLOCK, 32}, {room.weights, BLOCK * LANES},
+                        {room.out, LANES, WIDE * LANES}, WIDE / 16, 2, BLOCK / 32);
+        }
+        __m512 over[2];
+        __mmask16 used[2];
+        for (int p = 0; p < 2; ++p) {
+          over[p] = _mm512_div_ps(_mm512_set1_ps(1.0f), sum[p]);
+          used[p] = mask.used(p);
+          alignas(64) float m[LANES], l[LANES];
+          _mm512_store_ps(m, largest[p]);
+          _mm512_store_ps(l, sum[p]);
+          float* to = given.lse + h * sizes.length;
+          for (int64_t j = 0, t = token + p * LANES; j < LANES && t < sizes.length; ++j, ++t)
+            to[t] = (used[p] >> j) & 1 ? m[j] * LN2 + std::log(l[j]) : 0.0f;
+        }
+        write_tokens<WIDE>(room.out, over, used, given.out, h, token, sizes.length);
+      }
+    }
+  });
+}
+
+// ---- backward --------------------------------------------------------------------------------
+
+struct Backward {
+  Sizes sizes;
+  States grad, query, key, value, out, d_query, d_key, d_value;
+  const float* lse;
+  const int64_t* lines;
+  float scale;
+};
+
+struct BackwardRoom {  // of a thread; "of the tile": [times] of 32 tokens
+  bf16 *rows;                             // [32, WIDE]
+  bf16 *query_columns, *grad_columns;     // of the tile, B of Q^T and dO^T
+  bf16 *query_rows, *grad_rows;           // B of Q and dO: panels [WIDE / 16] over the tile
+  bf16 *weights, *d_scores;               // of the tile, A [64 keys, 32 tokens]
+  bf16 *d_pairs;                          // B [64 keys] of 32 tokens
+  float *sums, *delta;                    // of the tile
+  float *scores, *d_weights;              // two panels [64][16]
+  float *d_query;                         // of the tile, two panels [WIDE][16]
+
+  BackwardRoom(Space& space, const Sizes& sizes) {
+    const int64_t rows_of = sizes.times() * TILE, all = rows_of * sizes.wide;
+    rows = space.take<bf16>(TILE * sizes.wide);
+    for (auto* each : {&query_columns, &grad_columns, &query_rows, &grad_rows})
+      *each = space.take<bf16>(all);
+    weights = space.take<bf16>(rows_of * BLOCK);
+    d_scores = space.take<bf16>(rows_of * BLOCK);
+    d_pairs = space.take<bf16>(TILE * BLOCK);
+    sums = space.take<float>(rows_of);
+    delta = space.take<float>(rows_of);
+    scores = space.take<float>(TILE * BLOCK);
+    d_weights = space.take<float>(TILE * BLOCK);
+    d_query = space.take<float>(all);
+  }
+};
+
+// A tile's queries and upstream gradients in all forms, and of each token lse and sum(dO * O).
+template <int64_t WIDE>
+void read_tile(const Backward& given, const BackwardRoom& room, int64_t shared_head, int64_t token,
+               const Orders& order) {
+  const int64_t times = given.sizes.times(), length = given.sizes.length;
+  const int64_t panel = times * TILE * LANES;
+  for (int64_t chunk = 0; chunk < times; ++chunk) {
+    const int64_t h = shared_head * times + chunk, at = chunk * TILE * WIDE;
+    for (const bool of_grad : {false, true}) {
+      copy_rows<WIDE>(of_grad ? given.grad : given.query, h, token, TILE, length, room.rows);
+      bf16* columns = (of_grad ? room.grad_columns : room.query_columns) + at;
+      for (int p = 0; p < 2; ++p)
+        pair_columns<WIDE>(room.rows + p * LANES * WIDE, columns + p * LANES * WIDE);
+      bf16* rows = (of_grad ? room.grad_rows : room.query_rows) + chunk * 512;
+      pair_rows<WIDE>(room.rows, rows, panel, order);
+    }
+    for (int64_t i = 0; i < TILE; ++i) {  // room.rows holds the gradients
+      __m512 sum = _mm512_setzero_ps();
+      const bool there = token + i < length;
+      for (int64_t j = 0; there && j < WIDE; j += 32)
+        sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(room.rows + i * WIDE + j),
+                               (__m512bh)_mm512_loadu_si512(given.out.row(h, token + i) + j));
+      room.delta[chunk * TILE + i] = _mm512_reduce_add_ps(sum);
+      room.sums[chunk * TILE + i] = there ? given.lse[h * length + token + i] * LOG2E : 0.0f;
+    }
+  }
+}
+
+// Scores S^T and dP^T of 32 tokens -> P^T and dS^T as A, dS^T as B.
+template <bool WHOLE>
+void differentiate(const BackwardRoom& room, int64_t chunk, int64_t block, int64_t first,
+                   const Mask& mask, float factor, const Orders& order) {
+  const __m512 c = _mm512_set1_ps(factor);
+  __m512 sums[2], delta[2];
+  for (int p = 0; p < 2; ++p) {
+    sums[p] = _mm512_load_ps(room.sums + chunk * TILE + p * LANES);
+    delta[p] = _mm512_load_ps(room.delta + chunk * TILE + p * LANES);
+  }
+  const int64_t key = block * BLOCK + first;
+  bf16* to_weights = room.weights + chunk * TILE * BLOCK + first * TILE;
+  bf16* to_scores = room.d_scores + chunk * TILE * BLOCK + first * TILE;
+  bf16* to_pairs = room.d_pairs + first * LANES;
+  for (int64_t k = 0; k < PART; k += 2) {
+    __m512i d_rows[2];
+    for (int64_t i = 0; i < 2; ++i) {
+      __m512 weight[2], d_score[2];
+      for (int p = 0; p < 2; ++p) {
+        const int64_t at = (p * PART + k + i) * LANES;
+        const __m512 x = _mm512_fmsub_ps(_mm512_load_ps(room.scores + at), c, sums[p]);
+        weight[p] = exp2_of(x);
+        if (!WHOLE) weight[p] = _mm512_maskz_mov_ps(mask.sees(p, key + k + i), weight[p]);
+        const __m512 d = _mm512_sub_ps(_mm512_load_ps(room.d_weights + at), delta[p]);
+        d_score[p] = _mm512_mul_ps(d, weight[p]);
+      }
+      d_rows[i] = to_bf16(d_score[0], d_score[1]);
+      _mm512_store_si512(to_weights + (k + i) * TILE, to_bf16(weight[0], weight[1]));
+      _mm512_store_si512(to_scores + (k + i) * TILE, d_rows[i]);
+    }
+    _mm512_store_si512(to_pairs + k * LANES,
+                       _mm512_permutex2var_epi16(d_rows[0], order.low_pairs, d_rows[1]));
+    _mm512_store_si512(to_pairs + (BLOCK + k) * LANES,
+                       _mm512_permutex2var_epi16(d_rows[0], order.high_pairs, d_rows[1]));
+  }
+}
+
+struct Accumulators {  // of a worker: dK and dV of the key-value heads it works at
+  int64_t first = 0, heads = 0;
+  float *d_keys = nullptr, *d_values = nullptr;
+};
+
+template <int64_t WIDE>
+void backward(const Backward& given, char* memory) {
+  const Sizes& sizes = given.sizes;
+  const Plan plan(sizes, given.lines);
+  Space space{memory};
+  const Packed packed(space, sizes);
+  pack<WIDE>(sizes, given.key, given.value, true, packed);
+  const int64_t tiles = sizes.tiles(), times = sizes.times(), blocks = sizes.blocks();
+  const int64_t one = sizes.filled() * WIDE;  // floats of a head's gradient
+  std::vector<BackwardRoom> rooms;
+  std::vector<Accumulators> own(sizes.threads);
+  for (int64_t i = 0; i < sizes.threads; ++i) {
+    rooms.emplace_back(space, sizes);
+    if (plan.share[i] == plan.share[i + 1]) continue;
+    own[i].first = plan.share[i] / tiles;
+    own[i].heads = (plan.share[i + 1] - 1) / tiles - own[i].first + 1;
+    own[i].d_keys = space.take<float>(own[i].heads * one);
+    own[i].d_values = space.take<float>(own[i].heads * one);
+  }
+  const float factor = given.scale * LOG2E;
+
+  in_parallel(sizes.threads, [&](int64_t worker) {
+    const Units units;
+    const FlushTiny flush;
+    const Orders order = orders();
+    const BackwardRoom& room = rooms[worker];
+    const Accumulators& sums = own[worker];
+    const int64_t panel = times * TILE * LANES;
+    const __m512 scales[2] = {_mm512_set1_ps(given.scale), _mm512_set1_ps(given.scale)};
+    const __mmask16 all[2] = {0xffff, 0xffff};
+    if (sums.heads) {
+      std::memset(sums.d_keys, 0, sums.heads * one * sizeof(float));
+      std::memset(sums.d_values, 0, sums.heads * one * sizeof(float));
+    }
+    for (int64_t item = plan.share[worker]; item < plan.share[worker + 1]; ++item) {
+      const int64_t shared_head = item / tiles, tile = item % tiles, token = tile * TILE;
+      const Mask mask(plan, tile);
+      std::memset(room.d_query, 0, times * TILE * WIDE * sizeof(float));
+      if (plan.first[tile] < plan.first[tile + 1])
+        read_tile<WIDE>(given, room, shared_head, token, order);
+      for (int64_t i = plan.first[tile]; i < plan.first[tile + 1]; ++i) {
+        const Piece piece = plan.pieces[i];
+        const int64_t at = (shared_head * blocks + piece.block) * BLOCK * WIDE;
+        for (int64_t chunk = 0; chunk < times; ++chunk) {
+          const int64_t part = chunk * TILE * WIDE;
+          const Right queries{room.query_columns + part, LANES * WIDE};
+          const Right grads{room.grad_columns + part, LANES * WIDE};
+          const Sum scores{room.scores, LANES, PART * LANES};
+          const Sum d_weights{room.d_weights, LANES, PART * LANES};
+          for (int64_t k = 0; k < BLOCK; k += PART) {
+            const int64_t from = at + k * WIDE;
+            product<false>({packed.keys + from, WIDE, 32}, queries, scores, PART / 16, 2, WIDE / 32);
+            product<false>({packed.values + from, WIDE, 32}, grads, d_weights, PART / 16, 2,
+                           WIDE / 32);
+            if (piece.whole)
+              differentiate<true>(room, chunk, piece.block, k, mask, factor, order);
+            else
+              differentiate<false>(room, chunk, piece.block, k, mask, factor, order);
+          }
+          product<true>({packed.turned + at, BLOCK, 32}, {room.d_pairs, BLOCK * LANES},
+                        {room.d_query + part, LANES, WIDE * LANES}, WIDE / 16, 2, BLOCK / 32);
+        }
+        const int64_t to = (shared_head - sums.first) * one + piece.block * BLOCK * WIDE;
+        product<true>({room.weights, TILE, TILE * BLOCK}, {room.grad_rows, panel},
+                      {sums.d_values + to, WIDE, LANES}, BLOCK / 16, WIDE / 16, times);
+        product<true>({room.d_scores, TILE, TILE * BLOCK}, {room.query_rows, panel},
+                      {sums.d_keys + to, WIDE, LANES}, BLOCK / 16, WIDE / 16, times);
+      }
+      for (int64_t chunk = 0; chunk < times; ++chunk)
+        write_tokens<WIDE>(room.d_query + chunk * TILE * WIDE, scales, all, given.d_query,
+                           shared_head * times + chunk, token, sizes.length);
+    }
+  });
+
+  // what the workers found of a head, added in their order
+  const int64_t all = sizes.shared_heads * sizes.length;
+  in_parallel(sizes.threads, [&](int64_t worker) {
+    const FlushTiny flush;
+    const __m512 scale = _mm512_set1_ps(given.scale);
+    for (int64_t i = all * worker / sizes.threads; i < all * (worker + 1) / sizes.threads; ++i) {
+      const int64_t h = i / sizes.length, t = i % sizes.length;
+      for (int64_t at = 0; at < WIDE; at += LANES) {
+        __m512 d_key = _mm512_setzero_ps(), d_value = _mm512_setzero_ps();
+        for (const Accumulators& sums : own) {
+          if (h < sums.first || h >= sums.first + sums.heads) continue;
+          const int64_t from = (h - sums.first) * one + t * WIDE + at;
+          d_key = _mm512_add_ps(d_key, _mm512_load_ps(sums.d_keys + from));
+          d_value = _mm512_add_ps(d_value, _mm512_load_ps(sums.d_values + from));
+        }
+        d_key = _mm512_mul_ps(d_key, scale);
+        _mm256_storeu_si256((__m256i*)(given.d_key.row(h, t) + at),
+                            (__m256i)_mm512_cvtneps_pbh(d_key));
+        _mm256_storeu_si256((__m256i*)(given.d_value.row(h, t) + at),
+                            (__m256i)_mm512_cvtneps_pbh(d_value));
+      }
+    }
+  });
+}
+
+Sizes read_sizes(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5]}; }
+
+States read_states(void* const* at, const int64_t* strides, int i) {
+  return {static_cast<bf16*>(at[i]), strides[2 * i], strides[2 * i + 1]};
+}
+
+bool fits(const Sizes& sizes, const int64_t* lines) {
+  for (const int64_t* line = lines; line < lines + 4 * sizes.lines; line += 4)
+    for (int i = 0; i < 4; i += 2)
+      if (line[i] < 0 || line[i + 1] < 0 || line[i] + line[i + 1] > sizes.length) return false;
+  return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+// What OpenMP runtime PyTorch has; all may be null, then one thread does the work. Returns 1 if the
+// matrix units may be used (Linux gives them on request).
+int set_threads(void* start, void* number, void* count) {
+  start_threads = reinterpret_cast<Start>(start);
+  thread_number = reinterpret_cast<Count>(number);
+  thread_count = reinterpret_cast<Count>(count);
+#ifdef SMOLLORA_AMX
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, tile data
+#else
+  return 1;
+#endif
+}
+
+// sizes: heads, key-value heads, length, head_dim, lines of the table, threads.
+// Bytes that a call needs, from an address that divides by 64.
+int64_t count_space(const int64_t* sizes_of, int with_gradients) {
+  const Sizes sizes = read_sizes(sizes_of);
+  Space space{nullptr};
+  Packed(space, sizes);
+  for (int64_t i = 0; i < sizes.threads; ++i) {
+    if (with_gradients)
+      BackwardRoom(space, sizes);
+    else
+      ForwardRoom(space, sizes);
+  }
+  // a head is shared by two workers at most where there are no more workers than heads, and each
+  // worker begins one head more at most
+  if (with_gradients)
+    space.take<float>((sizes.shared_heads + sizes.threads) * 2 * sizes.filled() * sizes.wide + 64);
+  return space.used;
+}
+
+// Both return 1 if the table speaks of tokens that are not there, and compute nothing then.
+
+// states: query, key, value, out; strides: (head, token) of each, in values.
+int attend(const int64_t* sizes_of, void* const* states, const int64_t* strides, float* lse,
+            const int64_t* lines, float scale, char* space) {
+  const auto at = [&](int i) { return read_states(states, strides, i); };
+  if (!fits(read_sizes(sizes_of), lines)) return 1;
+  const Forward given{read_sizes(sizes_of), at(0), at(1), at(2), at(3), lse, lines, scale};
+  given.sizes.wide == 64 ? forward<64>(given, space) : forward<128>(given, space);
+  return 0;
+}
+
+// states: grad, query, key, value, out, d_query, d_key, d_value.
+int differentiate_attention(const int64_t* sizes_of, void* const* states, const int64_t* strides,
+                            const float* lse, const int64_t* lines, float scale, char* space) {
+  const auto at = [&](int i) { return read_states(states, strides, i); };
+  if (!fits(read_sizes(sizes_of), lines)) return 1;
+  const Backward given{read_sizes(sizes_of), at(0), at(1), at(2), at(3), at(4), at(5), at(6),
+                       at(7),                lse,   lines, scale};
+  given.sizes.wide == 64 ? backward<64>(given, space) : backward<128>(given, space);
+  return 0;
+}
+
+}  // extern "C"
