@@ -82,7 +82,7 @@ def test_a_request_with_a_gap_and_its_twin_without_stand_under_one_list() -> Non
         (domain.tools[before["ask"]], before, case)
         for domain in load_domains("train")
         for before, case in pairwise(domain.cases)
-        if "twin" in case
+        if "twin" in case and "ask" in before
     ]
     assert len(pairs) >= 150
     for tool, gap, whole in pairs:
@@ -96,6 +96,22 @@ def test_a_request_with_a_gap_and_its_twin_without_stand_under_one_list() -> Non
         assert len(same) >= len(set(words(gap["u"]).split())) / 2, (gap, whole)
     openings = Counter(" ".join(gap["a"].split()[:2]) for _, gap, _ in pairs)
     assert max(openings.values()) < len(pairs) / 10, openings
+
+
+def test_a_near_miss_and_its_twin_that_fits_stand_under_one_list() -> None:
+    rows = {(r["subcategory"], asked(r)[0]): r for r in build_rows("train")}
+    pairs = [
+        (before, case)
+        for domain in load_domains("train")
+        for before, case in pairwise(domain.cases)
+        if "twin" in case and "near" in before
+    ]
+    assert len(pairs) >= 150
+    for near, fitting in pairs:
+        assert {name for name, _ in fitting["c"]} <= set(near["near"])
+        declines = rows["near_miss", words(near["u"])]
+        calls = rows["single", words(fitting["u"])]
+        assert declines["conversations"][0] == calls["conversations"][0], fitting
 
 
 def test_no_twin_is_held_out() -> None:

@@ -57,8 +57,6 @@ MOST_TOOLS = 4
 """Tools on a list for cases that need several."""
 NEAR_ONE_IN = 5
 """A request whose tool was taken out of the list, for every so many rows of the list."""
-PARALLEL_LISTS = 2
-"""Tool lists in which a request for several calls stands, where so many fit it."""
 FOREIGN_ONE_IN = 4
 """A request of another domain, for every so many rows of the list; declined too."""
 
@@ -198,10 +196,9 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     """Tool lists of one domain with the cases that each decides.
 
     Lists are made twice: the tools that a case needs together, gathered to at most MOST_TOOLS; and
-    all tools, shuffled and cut by LIST_SIZES. Every case then stands in one list that fits it
-    (several calls at once in PARALLEL_LISTS, for few requests want them), drawn by chance: beside
-    tools that it must not be confused with, and with a prompt that many rows share. Twins stand in
-    the same list, so that nothing but the request tells asking from calling.
+    all tools, shuffled and cut by LIST_SIZES. Every case then stands in one list that fits it,
+    drawn by chance: beside tools that it must not be confused with, and with a prompt that many
+    rows share. Twins stand in the same list, so that nothing but the request decides.
     """
     lists = [*_lists_for_several(domain), *_cut(list(domain.tools), dice)]
     rows: list[list[Named]] = [[] for _ in lists]
@@ -215,9 +212,7 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
             lists.append(_list_for(group[-1], domain, dice, (0, 1, 2)))
             rows.append([])
             fitting = [len(lists) - 1]
-        amount = PARALLEL_LISTS if _kind(group[-1]) == "parallel" else 1
-        for index in dice.sample(fitting, min(len(fitting), amount)):
-            rows[index].extend((_kind(case), case) for case in group)
+        rows[dice.choice(fitting)].extend((_kind(case), case) for case in group)
     chosen = []
     for offer, named in zip(lists, rows, strict=True):
         absent = _absent(domain.cases, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
@@ -229,7 +224,7 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
 
 
 def _with_twins(cases: Sequence[Record]) -> list[list[Record]]:
-    """The cases; a case that asks back together with the twin that follows it."""
+    """The cases; one that asks back or is a near miss together with the twin that follows it."""
     groups: list[list[Record]] = []
     for case in cases:
         if case.get("twin"):
