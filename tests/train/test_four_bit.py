@@ -193,8 +193,13 @@ def test_the_operations_of_a_packed_weight_are_those_of_the_full_one(tmp_path: P
 # ── training ──────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [
+        *(("llama", mode) for mode in MODES),
+        *(("mistral", "frozen"), ("qwen3", "lora"), ("smollm3", "tool_tokens")),
+    ],
+)
 def test_it_trains_as_a_full_model_of_the_rounded_weights_does(
     family: str, mode: str, tmp_path: Path
 ) -> None:
@@ -313,7 +318,7 @@ def test_what_is_no_plain_lora_stays_pefts(tmp_path: Path) -> None:
         {"rslora": True},
         {"embeddings": "frozen", "modules_to_save": ["lm_head"]},
         {"activation_checkpointing": "on"},
-        {"probe_every": 1},
+        {"probe_every": 5},
         {"dtype": "bfloat16"},
         {"compile": "on"},
     ],
@@ -357,7 +362,7 @@ def test_the_merge_goes_into_the_full_weights_and_says_how_far_that_is(
 ) -> None:
     base = base_folder(tmp_path, "smollm3", tied=tied)
     four = load_four_bit(base, dtype="float32")
-    train_on(base, four, tmp_path, embeddings=mode, base_weights="4bit")
+    train_on(base, four, tmp_path, embeddings=mode, base_weights="4bit", epochs=2)
     plan = plan_merge(base, tmp_path / "adapter", tmp_path / "merged", "float32")
     values = apply_merge(plan, PROOF, MergeSection(dtype="float32"))
     assert values["passed"]
@@ -391,7 +396,7 @@ def test_lengths_that_were_trained_beside_rounded_columns_merge_into_full_ones(
     """DoRA's lengths begin as those of the rounded columns."""
     base = base_folder(tmp_path)
     four = load_four_bit(base, dtype="float32")
-    train_on(base, four, tmp_path, base_weights="4bit", dora=True)
+    train_on(base, four, tmp_path, base_weights="4bit", dora=True, epochs=2)
     plan = plan_merge(base, tmp_path / "adapter", tmp_path / "merged", "float32")
     assert apply_merge(plan, PROOF, MergeSection(dtype="float32"))["passed"]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -527,15 +532,14 @@ def test_killed_and_given_again_the_curve_is_that_of_an_unbroken_run(mixed: Path
     process = start(*command, mixed / "killed")
     wait_for_checkpoint(process, mixed / "killed" / "tiny", 10)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL
+    assert "kernels" not in err, "advice of a library about inference"
     other = smollora(*command, mixed / "killed", "train.base_weights=full")
     assert other.code == 2
     assert "train.base_weights: 4bit there, full here" in other.err
-    process = start(*command, mixed / "killed")
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    assert "kernels" not in err, "advice of a library about inference"
+    said = smollora(*command, mixed / "killed")
+    assert said.code == 0, said.err
     whole, killed = curve(mixed / "whole" / "tiny"), curve(mixed / "killed" / "tiny")
     assert [entry["step"] for entry in killed] == [entry["step"] for entry in whole]
     for ours, theirs in zip(killed, whole, strict=True):
