@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.import_utils import is_bnb_available
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -25,7 +27,7 @@ from smollora.architecture import count_parameters
 from smollora.config import MergeSection, load_recipe
 from smollora.errors import ConfigError
 from smollora.merge import apply_merge, plan_merge
-from smollora.models import load_model
+from smollora.models import load_model, without_bitsandbytes
 from smollora.pipeline import stage_keys
 from smollora.train import Trained, attach_adapter, compute_rows_apart, four_bit, train_adapter
 from smollora.train.four_bit import (
@@ -439,6 +441,20 @@ def test_without_bitsandbytes_the_message_says_what_installs_it(
         check_four_bit("cpu")
     assert "bitsandbytes" in caught.value.message
     assert "pip install 'smollora[4bit]'" in caught.value.hint
+
+
+def test_it_is_left_out_where_nothing_has_4_bits_and_found_again_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That peft then does not import it shows in launched trainings (test_launch)."""
+    monkeypatch.delitem(sys.modules, "bitsandbytes")
+    is_bnb_available.cache_clear()
+    with without_bitsandbytes():
+        assert not is_bnb_available()
+        assert find_spec("bitsandbytes") is None
+    assert "bitsandbytes" not in sys.modules
+    assert is_bnb_available()
+    assert find_spec("bitsandbytes") is not None
 
 
 def test_a_device_that_bitsandbytes_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
