@@ -8,21 +8,24 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 if WORKER:  # a process a core, whatever those start included; read when torch is imported
     for _threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(_threads, "1")
+    # torch would start processes that compile, and import torch anew in each
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest  # noqa: E402
 
 from environment_of_vllm import begin_install  # noqa: E402
 
 SLOWEST = (
-    *("test_notebooks", "test_smollm3_end_to_end", "test_restart", "test_exact", "test_serve_real"),
-    *("test_pipeline", "test_cli", "test_launch", "test_sharding", "test_scale"),
-    *("test_trl_pairs", "test_four_bit"),
+    *("test_notebooks", "test_sharding", "test_activations", "test_smollm3_end_to_end"),
+    *("test_restart", "test_four_bit", "test_exact", "test_launch", "test_pipeline", "test_cli"),
+    *("test_serve_real", "test_in_a_terminal", "test_start", "test_compiled", "test_serve_install"),
+    *("test_scale", "test_trl_pairs"),
 )
 """Files that take longest, in the order in which they start: no process ends with one, and vLLM's
 environment is made before the tests that serve with it.
@@ -41,6 +44,15 @@ os.fsync = lambda descriptor: None
 and some thousand files. What is written whole, and in which order, is tested with an `fsync` of the
 test's own; programs that tests start have the real one.
 """
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """`-n auto`: one process more than there are cores. A fifth of the time a test only waits, for
+    a server, a terminal, the disk.
+    """
+    cores = yield
+    return cores + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

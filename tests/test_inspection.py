@@ -113,7 +113,8 @@ def test_delimiters_of_several_tokens_are_told_with_their_ids(tmp_path: Path) ->
 def test_a_template_that_cannot_be_used_is_a_verdict_and_never_a_hang(
     template: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smollora.templates.engine.MAX_SECONDS", 1.0, raising=False)
+    seconds = 0.3 if template == ENDLESS else 1.0  # that one is cut off six times
+    monkeypatch.setattr("smollora.templates.engine.MAX_SECONDS", seconds)
     folder = model_folder(tmp_path / "m", template)
     chat = tmp_path / "chat.json"
     chat.write_text('[{"role": "user", "content": "Hi"}]', encoding="utf-8")

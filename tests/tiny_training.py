@@ -103,11 +103,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**plain, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", **more}
 
 
-def start(*arguments: object, launcher: tuple[str, ...] = ("-m", "smollora")) -> Any:
-    """`python -m smollora ARGUMENTS`, running."""
+def start(
+    *arguments: object,
+    launcher: tuple[str, ...] = ("-m", "smollora"),
+    packages: Path | None = None,
+) -> Any:
+    """`python -m smollora ARGUMENTS`, running; `packages` is a folder to import from first."""
+    found = environment()
+    if packages is not None:
+        found["PYTHONPATH"] = os.pathsep.join((str(packages), found["PYTHONPATH"]))
     return subprocess.Popen(
         [sys.executable, *launcher, *(str(argument) for argument in arguments)],
-        env=environment(),
+        env=found,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

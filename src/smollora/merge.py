@@ -20,7 +20,7 @@ from typing import Any
 
 from smollora.config import MergeSection
 from smollora.errors import ConfigError, ModelError
-from smollora.models import load_model, ties_embeddings
+from smollora.models import load_model, ties_embeddings, without_bitsandbytes
 from smollora.runs import whole_folder, write_json
 from smollora.train.adapter import untie_head
 from smollora.train.four_bit import check_four_bit, load_four_bit
@@ -94,12 +94,14 @@ def load_live(plan: MergePlan, dtype: str = "float32") -> Any:
 def _put_on(plan: MergePlan, model: Any, dtype: str) -> Any:
     """The adapter on an open base."""
     import torch
-    from peft import PeftModel
 
     if plan.unties_head:
         untie_head(model)
     try:
-        live = PeftModel.from_pretrained(model, plan.adapter, torch_dtype=getattr(torch, dtype))
+        with without_bitsandbytes():  # 4-bit layers have brought it along
+            from peft import PeftModel
+
+            live = PeftModel.from_pretrained(model, plan.adapter, torch_dtype=getattr(torch, dtype))
     except (RuntimeError, ValueError, KeyError) as error:
         raise ModelError(
             f"the adapter in {plan.adapter} does not fit {plan.base}:"

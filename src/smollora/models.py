@@ -17,6 +17,8 @@ import sys
 import tempfile
 import textwrap
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -343,6 +345,26 @@ def silence_bitsandbytes() -> None:
     whatever is trained, and it then asks for kernels that only inference on a processor would use.
     """
     getLogger("bitsandbytes").setLevel(ERROR)
+
+
+@contextmanager
+def without_bitsandbytes() -> Iterator[None]:
+    """Import peft and use it here where no layer has 4 or 8 bits: wherever bitsandbytes is
+    installed, peft imports it and with it torch's compiler, one second. Meanwhile it is as if it
+    were not installed; where it has been imported already nothing is changed.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # Python's way: not installed
+    try:
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+
+        for remembered in (is_bnb_available, is_bnb_4bit_available):
+            remembered.cache_clear()
 
 
 def on_gpu(model: Any) -> Any:

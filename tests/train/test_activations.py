@@ -82,14 +82,14 @@ def test_computed_again_losses_and_gradients_are_the_same(family: str, dropout: 
     assert few < 0.3 * kept, "layers keep what they are given alone"
 
 
-@pytest.mark.parametrize(("family", "dropout"), [("smollm3", 0.0), ("qwen3", 0.0), ("llama", 0.2)])
+@pytest.mark.parametrize(("family", "dropout"), [("smollm3", 0.2), ("qwen3", 0.0)])
 def test_so_they_are_where_layers_are_compiled(family: str, dropout: float) -> None:
     """Compiled kernels draw their own dropout: what came out with the same kernels is compared.
 
     Every layer is compiled through the same method of a module, and past eight kinds of layers
     torch gives up on it without a word: what earlier tests compiled is forgotten first. Layers
-    without and with rotary embedding, with norms of queries and keys, with dropout: Mistral's are
-    Llama's.
+    without and with rotary embedding, both with dropout; layers with norms of queries and keys,
+    without dropout. Llama's and Mistral's are SmolLM3's with rotary embedding.
     """
     torch._dynamo.reset()
     counted = torch._dynamo.utils.counters["stats"]

