@@ -116,7 +116,7 @@ def build_rows(split: Split, *, seed: int = 7, share: float = 1.0) -> Iterator[R
                 yield _record(f"{split}-{count:05d}", domain.name, kind, case, offered, system)
 
 
-def build_general_rows(split: Split, *, seed: int = 7, with_tools: int = 2) -> Iterator[Record]:
+def build_general_rows(split: Split, *, seed: int = 7, with_tools: int = 3) -> Iterator[Record]:
     """General rows: each request once without tools and `with_tools` times beside tools it does not
     need; of those that ask for a form, one in FORM_BESIDE_TOOLS stands beside tools, once.
     """
