@@ -55,6 +55,8 @@ LIST_SIZES = (1, 1, 2, 2, 3, 3, 4, 5)
 """Tools on one training list, drawn evenly."""
 MOST_TOOLS = 4
 """Tools on a list for cases that need several."""
+LIST_CASES = 12
+"""Cases of a list, but for what is rare: other tools teach more than more requests for the same."""
 NEAR_ONE_IN = 5
 """A request whose tool was taken out of the list, for every so many rows of the list."""
 FOREIGN_ONE_IN = 4
@@ -116,7 +118,7 @@ def build_rows(split: Split, *, seed: int = 7, share: float = 1.0) -> Iterator[R
                 yield _record(f"{split}-{count:05d}", domain.name, kind, case, offered, system)
 
 
-def build_general_rows(split: Split, *, seed: int = 7, with_tools: int = 3) -> Iterator[Record]:
+def build_general_rows(split: Split, *, seed: int = 7, with_tools: int = 2) -> Iterator[Record]:
     """General rows: each request once without tools and `with_tools` times beside tools it does not
     need; of those that ask for a form, one in FORM_BESIDE_TOOLS stands beside tools, once.
     """
@@ -198,10 +200,11 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     Lists are made twice: the tools that a case needs together, gathered to at most MOST_TOOLS; and
     all tools, shuffled and cut by LIST_SIZES. Every case then stands in one list that fits it,
     drawn by chance: beside tools that it must not be confused with, and with a prompt that many
-    rows share. Twins stand in the same list, so that nothing but the request decides.
+    rows share. Twins stand in the same list, so that nothing but the request decides. Of a list
+    with more than LIST_CASES, so many are drawn.
     """
     lists = [*_lists_for_several(domain), *_cut(list(domain.tools), dice)]
-    rows: list[list[Named]] = [[] for _ in lists]
+    groups: list[list[list[Named]]] = [[] for _ in lists]
     for group in _with_twins(domain.cases):
         fitting = [
             index
@@ -210,17 +213,36 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
         ]
         if not fitting:
             lists.append(_list_for(group[-1], domain, dice, (0, 1, 2)))
-            rows.append([])
+            groups.append([])
             fitting = [len(lists) - 1]
-        rows[dice.choice(fitting)].extend((_kind(case), case) for case in group)
+        groups[dice.choice(fitting)].append([(_kind(case), case) for case in group])
     chosen = []
-    for offer, named in zip(lists, rows, strict=True):
+    for offer, found in zip(lists, groups, strict=True):
+        named = _at_most(found, LIST_CASES, dice)
         absent = _absent(domain.cases, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
         names = list(offer)
         dice.shuffle(names)
         if named:
             chosen.append((tuple(names), named + [("near_absent", case) for case in absent]))
     return chosen
+
+
+def _at_most(groups: list[list[Named]], amount: int, dice: random.Random) -> list[Named]:
+    """So many of these cases, in their order; but every twin, and every call that writes lines."""
+    rare = [len(group) > 1 or _writes_lines(group[0][1]) for group in groups]
+    beside = sum(len(group) for group, kept in zip(groups, rare, strict=True) if kept)
+    others = [number for number, kept in enumerate(rare) if not kept]
+    drawn = set(dice.sample(others, min(len(others), max(0, amount - beside))))
+    return [
+        named
+        for number, group in enumerate(groups)
+        if rare[number] or number in drawn
+        for named in group
+    ]
+
+
+def _writes_lines(case: Record) -> bool:
+    return any("\\n" in json.dumps(arguments) for _, arguments in case.get("c", []))
 
 
 def _with_twins(cases: Sequence[Record]) -> list[list[Record]]:
