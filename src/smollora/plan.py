@@ -21,7 +21,7 @@ from smollora.stages import Run, inspect, load_renderer
 
 SAMPLE_ROWS = 1500
 """Rows of each source that the estimate reads."""
-SHARE_OF_PRODUCTS = 0.16
+SHARE_OF_PRODUCTS = 0.24
 """Share of the bare matrix-product speed that training reaches on two cores (docs/log.md)."""
 
 
