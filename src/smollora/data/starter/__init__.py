@@ -228,8 +228,10 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
 
 
 def _at_most(groups: list[list[Named]], amount: int, dice: random.Random) -> list[Named]:
-    """So many of these cases, in their order; but every twin, and every call that writes lines."""
-    rare = [len(group) > 1 or _writes_lines(group[0][1]) for group in groups]
+    """So many of these cases, in their order; but every one that is rare: twins, several calls at
+    once, texts of several lines.
+    """
+    rare = [len(group) > 1 or _has_several(group[0][1]) for group in groups]
     beside = sum(len(group) for group, kept in zip(groups, rare, strict=True) if kept)
     others = [number for number, kept in enumerate(rare) if not kept]
     drawn = set(dice.sample(others, min(len(others), max(0, amount - beside))))
@@ -241,8 +243,10 @@ def _at_most(groups: list[list[Named]], amount: int, dice: random.Random) -> lis
     ]
 
 
-def _writes_lines(case: Record) -> bool:
-    return any("\\n" in json.dumps(arguments) for _, arguments in case.get("c", []))
+def _has_several(case: Record) -> bool:
+    """True for several calls, and for a call with lines in an argument."""
+    calls = case.get("c", [])
+    return len(calls) > 1 or any("\\n" in json.dumps(arguments) for _, arguments in calls)
 
 
 def _with_twins(cases: Sequence[Record]) -> list[list[Record]]:
