@@ -17,6 +17,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from typing import Any, Literal
 
@@ -71,6 +72,14 @@ class Domain:
     tools: Mapping[str, Record]
     cases: tuple[Record, ...]
 
+    @cached_property
+    def declined(self) -> tuple[tuple[set[str], Record], ...]:
+        """(tools that can serve it, case) of each that is declined where none of them is on offer.
+
+        Found once: every tool list of every domain draws from them.
+        """
+        return tuple((_servers(case), case) for case in self.cases if "no" in case)
+
 
 def load_domains(split: Split) -> tuple[Domain, ...]:
     """The authored files of a split, in alphabetical order."""
@@ -100,7 +109,7 @@ def build_rows(split: Split, *, seed: int = 7, share: float = 1.0) -> Iterator[R
     domains = [domain for domain in load_domains(split) if domain.tools]
     count = 0
     for domain in domains:
-        foreign = [case for other in domains if other is not domain for case in other.cases]
+        foreign = [each for other in domains if other is not domain for each in other.declined]
         lists = _tool_lists(domain, dice) if split == "train" else _heldout_lists(domain, dice)
         for names, cases in lists:
             offered = [domain.tools[name] for name in names]
@@ -163,6 +172,11 @@ def _needs(case: Record) -> set[str]:
     return {name for name, _ in calls}
 
 
+def _servers(case: Record) -> set[str]:
+    """Tools of its domain that can serve it."""
+    return _needs(case) | set(case.get("could", []))
+
+
 def _kind(case: Record) -> str:
     if "turns" in case:
         return "multi_turn"
@@ -183,14 +197,13 @@ def _fits(case: Record, names: set[str]) -> bool:
 
 
 def _absent(
-    cases: Sequence[Record], names: set[str], dice: random.Random, amount: int
+    declined: Sequence[tuple[set[str], Record]],
+    names: set[str],
+    dice: random.Random,
+    amount: int,
 ) -> list[Record]:
     """Call cases that no tool of the list can serve; their right answer is the authored decline."""
-    able = [
-        case
-        for case in cases
-        if "no" in case and not (_needs(case) | set(case.get("could", []))) & names
-    ]
+    able = [case for servers, case in declined if servers.isdisjoint(names)]
     return dice.sample(able, min(amount, len(able)))
 
 
@@ -219,7 +232,7 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     chosen = []
     for offer, found in zip(lists, groups, strict=True):
         named = _at_most(found, LIST_CASES, dice)
-        absent = _absent(domain.cases, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
+        absent = _absent(domain.declined, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
         names = list(offer)
         dice.shuffle(names)
         if named:
@@ -299,7 +312,7 @@ def _heldout_lists(
         offer = _list_for(case, domain, dice, (1, 2, 3, 4))
         chosen.append((offer, [(_kind(case), case)]))
         if "no" in case and number % 4 == 0:
-            able = [n for n in domain.tools if n not in _needs(case) | set(case.get("could", []))]
+            able = [n for n in domain.tools if n not in _servers(case)]
             absent = tuple(dice.sample(able, min(len(able), dice.choice((1, 2, 3, 4)))))
             chosen.append((absent, [("near_absent", case)]))
     return chosen
