@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from smollora.attention import native
-from smollora.attention.gradient import tokens_first, tree_attention_backward
+from smollora.attention.gradient import tree_attention_backward
 from smollora.attention.interface import as_interface, set_attention
+from smollora.attention.native import tokens_first
 from smollora.attention.segments import additive, read_groups
 
 NAME = "smollora_tree"

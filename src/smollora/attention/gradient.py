@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from smollora.attention import native
+from smollora.attention.native import tokens_first
 from smollora.attention.segments import Group, hidden, read_groups
 
 TILE = 192
@@ -149,13 +150,6 @@ def tree_attention_backward(
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
     given = (query, key, value)
     return tuple(tokens_first(each) for each in given)
-
-
-def tokens_first(states: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Empty, of the size of [1, heads, length, head_dim], laid out token by token: then the layer
-    beside attention copies nothing.
-    """
-    return states.new_empty(states.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
 
 
 def fold(states: Tensor, times: int) -> Tensor:

@@ -183,13 +183,19 @@ def describe(dtype: torch.dtype, wide: int) -> str:
     return f"C++ kernel ({found.units})" if isinstance(found, Kernel) else f"PyTorch: {reason}"
 
 
+def tokens_first(states: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Empty, of the size of [1, heads, length, head_dim], laid out token by token: then the layer
+    beside attention copies nothing.
+    """
+    return states.new_empty(states.transpose(1, 2).shape, dtype=dtype).transpose(1, 2)
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, segments: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`tree_attention`, for queries that it `serves`."""
-    _, heads, length, wide = query.shape
-    out = query.new_empty((1, length, heads, wide)).transpose(1, 2)
-    lse = query.new_empty((1, heads, length), dtype=torch.float32)
+    out = tokens_first(query)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     _call("attend", (query, key, value, out), lse, segments, scale)
     return out, lse
 
@@ -205,12 +211,10 @@ def differentiate(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`tree_attention_backward`, for the same."""
-    made = [
-        each.new_empty(each.transpose(1, 2).shape).transpose(1, 2) for each in (query, key, value)
-    ]
+    made = tokens_first(query), tokens_first(key), tokens_first(value)
     states = (grad, query, key, value, out, *made)
     _call("differentiate_attention", states, lse.contiguous(), segments, scale)
-    return made[0], made[1], made[2]
+    return made
 
 
 def _call(name: str, states: Sequence[Tensor], lse: Tensor, segments: Tensor, scale: float) -> None:
