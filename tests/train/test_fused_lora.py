@@ -16,11 +16,14 @@ from tiny_models import FAMILIES, tiny_model
 IDS = torch.arange(3, 43)[None]
 
 
-def adapted(family: str, **settings: Any) -> Any:
+def adapted(family: str, *, biases: bool = False, **settings: Any) -> Any:
     """A peft model whose second factors are no zeros."""
     torch.manual_seed(3)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    model = tiny_model(family)
+    model = tiny_model(family, **({"attention_bias": True} if biases else {}))
+    for name, parameter in model.named_parameters():
+        if name.endswith("_proj.bias"):  # zero at first
+            torch.nn.init.normal_(parameter)
     leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     chosen = [target for target in targets if target in leaves]
     peft = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=chosen, **settings))
@@ -43,8 +46,10 @@ def outcome(peft: Any) -> tuple[Tensor, dict[str, Tensor]]:
 def test_values_and_gradients_are_pefts(family: str, spread: bool) -> None:
     plain = adapted(family)
     fused = deepcopy(plain)
-    layers = FusedLora(fused, torch.float32, spread=spread).layers
-    assert hasattr(layers[0], "wide_weight") is not spread
+    products = FusedLora(fused, torch.float32, spread=spread)
+    layers = products.layers
+    blocks = fused.config.num_hidden_layers
+    assert [len(each.layers) for each in products.sets] == ([] if spread else [3, 1, 2, 1] * blocks)
     assert len(layers) == sum(type(m) is type(layers[0]) for m in plain.modules())
     wanted, gradients = outcome(plain)
     found, ours = outcome(fused)
@@ -52,6 +57,45 @@ def test_values_and_gradients_are_pefts(family: str, spread: bool) -> None:
     assert ours.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def same_as_peft(plain: Any, sets: list[int]) -> None:
+    """Layers are computed in sets of these sizes, and give peft's values and gradients."""
+    fused = deepcopy(plain)
+    products = FusedLora(fused, torch.float32)
+    assert [len(each.layers) for each in products.sets] == sets * plain.config.num_hidden_layers
+    for model in (plain, fused):
+        torch.manual_seed(5)  # dropout, if any is drawn
+        model.outcome = outcome(model)
+    torch.testing.assert_close(fused.outcome[0], plain.outcome[0], rtol=1e-4, atol=1e-6)
+    for name, gradient in plain.outcome[1].items():
+        ours = fused.outcome[1][name]
+        torch.testing.assert_close(ours, gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_layers_with_biases_are_computed_together() -> None:
+    same_as_peft(adapted("llama", biases=True), [3, 1, 2, 1])
+
+
+def test_layers_of_other_ranks_or_scales_are_computed_alone() -> None:
+    same_as_peft(adapted("llama", rank_pattern={"k_proj": 2}), [1, 1, 1, 1, 2, 1])
+    same_as_peft(adapted("llama", alpha_pattern={"up_proj": 3}), [3, 1, 1, 1, 1])
+
+
+def test_layers_that_draw_dropout_are_computed_alone_each_with_its_own() -> None:
+    plain = adapted("llama", lora_dropout=0.3)
+    same_as_peft(plain.train(), [1] * 7)
+
+
+def test_layers_that_are_given_other_inputs_after_all_are_computed_alone() -> None:
+    plain = adapted("llama")
+    fused = deepcopy(plain)
+    FusedLora(fused, torch.float32)
+    one, other = torch.randn(2, 5, 64)
+    found, wanted = (model.get_base_model().model.layers[0].self_attn for model in (fused, plain))
+    for name, inputs in [("q_proj", one), ("k_proj", other), ("v_proj", one), ("k_proj", one)]:
+        ours, theirs = getattr(found, name)(inputs), getattr(wanted, name)(inputs)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("spread", [False, True])

@@ -17,6 +17,7 @@ from typing import Any
 from smollora.config import TrainSection
 from smollora.errors import ConfigError
 from smollora.train.four_bit import four_bit_layers
+from smollora.train.fused_lora import FusedLora
 from smollora.train.head import CHUNK
 
 SAFE = 0.9
@@ -139,8 +140,9 @@ def wants_checkpointing(peft: Any, settings: TrainSection, dtype: str, device: s
     return can_checkpoint(base) and not fits(sizes, settings.batch_tokens, free_memory(device))
 
 
-def checkpoint_layers(peft: Any) -> None:
+def checkpoint_layers(peft: Any, adapters: FusedLora) -> None:
     """Let every decoder layer be computed again on the way back, in training mode alone."""
+    adapters.separate()
     base = peft.get_base_model()
     base.activation_checkpointing_enable({"use_reentrant": False})
     base.disable_input_require_grads()  # only the reentrant kind needs gradients of its inputs

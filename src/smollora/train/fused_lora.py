@@ -1,20 +1,26 @@
-"""LoRA's two products inside the base layer's own: [x, x A'] times [W, scale B]'.
+"""LoRA's two products inside the base layer's own, [x, x A'] times [W, scale B]', for all layers
+that are given the same x at once.
 
 In: a peft model. Out: the same functions and gradients, in two products forward where peft takes
-three and a sum. The surprise is not speed: in bfloat16 peft adds the adapter's output to one that
-is already rounded, and what is smaller than half of its last place vanishes; with a learning rate
-of 2e-4 that is much of what the first steps learn (docs/log.md). Inside one product both are summed
-in float32 and rounded once.
+three and a sum for each layer. The surprise is not speed: in bfloat16 peft adds the adapter's
+output to one that is already rounded, and what is smaller than half of its last place vanishes;
+with a learning rate of 2e-4 that is much of what the first steps learn (docs/log.md). Inside one
+product both are summed in float32 and rounded once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers that most architectures call one after the other with the same inputs. Where the inputs
+are others after all, each is computed alone."""
 
 
 class FusedLora:
@@ -23,8 +29,8 @@ class FusedLora:
     def __init__(self, peft: Any, dtype: torch.dtype, *, spread: bool = False) -> None:
         """Args: a peft model on its device; layers whose weights are of another type than `dtype`,
         the compute type, or that are no plain LoRA (DoRA, several adapters), stay peft's; whether
-        weights are spread over processes (FSDP): the factors are joined whenever a layer computes,
-        for its weights are whole only then.
+        weights are spread over processes (FSDP): every layer is computed alone then, its factors
+        joined whenever it is, for its weights are whole only then.
         """
         from peft.tuners.lora.layer import Linear
 
@@ -33,23 +39,24 @@ class FusedLora:
             for module in peft.modules()
             if type(module) is Linear and can_fuse(module, dtype)
         ]
-        self.spread = spread
+        self.sets = [] if spread else [_LayerSet(each) for each in _sets(peft, self.layers)]
         for layer in self.layers:
-            if not spread:
-                _widen(layer)
             # A method: torch would compile every layer anew around a `partial` of its own.
             layer.forward = MethodType(_forward, layer)
         self.refresh()
 
+    def separate(self) -> None:
+        """Compute every layer alone from now on: the compiler gives up on layers that are computed
+        again on the way back if one call leaves something for the next.
+        """
+        self.sets = [_LayerSet([layer]) for layer in self.layers if self.sets]
+        self.refresh()
+
     def refresh(self) -> None:
         """Write the second factors, as they are now, beside the base weights."""
-        if self.spread:
-            return
         with torch.no_grad():
-            for layer in self.layers:
-                (name,) = layer.active_adapters
-                factor = layer.lora_B[name].weight
-                layer.wide_weight[:, -factor.shape[1] :] = factor * layer.scaling[name]
+            for each in self.sets:
+                each.refresh()
 
 
 def can_fuse(layer: Any, dtype: torch.dtype) -> bool:
@@ -75,26 +82,114 @@ def has_one_plain_adapter(layer: Any) -> bool:
     )
 
 
-def _widen(layer: Any) -> None:
-    """Give a layer room for the second factor beside the base weight, which becomes a view."""
-    (name,) = layer.active_adapters
-    base = layer.base_layer
-    rank = layer.lora_B[name].weight.shape[1]
-    wide = torch.cat([base.weight.data, base.weight.new_zeros(base.weight.shape[0], rank)], dim=1)
-    base.weight.data = wide[:, :-rank]
-    layer.wide_weight = wide  # no buffer: nothing saves it, and `to` must not part it from the view
+def _sets(peft: Any, layers: Sequence[Any]) -> Iterator[list[Any]]:
+    """The layers in sets that one product computes: those of TOGETHER that stand in one module,
+    draw no dropout and have adapters of one rank and scale; every other alone.
+    """
+    fused = set(layers)
+    for module in peft.modules():
+        own = {name: child for name, child in module.named_children() if child in fused}
+        for names in TOGETHER:
+            several = [own[name] for name in names if name in own]
+            if len(several) > 1 and len({_kind(layer) for layer in several}) == 1:
+                yield several
+                own = {name: layer for name, layer in own.items() if layer not in several}
+        yield from ([layer] for layer in own.values())
+
+
+def _kind(layer: Any) -> tuple[Any, ...]:
+    """What layers that are computed together have in common; of its own where dropout is drawn."""
+    drawn = getattr(layer.lora_dropout[layer.active_adapters[0]], "p", 0.0)
+    return _second(layer).shape[1], _scale(layer), id(layer) if drawn else None
+
+
+class _LayerSet:
+    """Layers that are given the same inputs: a call of the first computes all of them.
+
+    Their base weights become views of `wide` [sum of out, in + layers * rank], one below the
+    other; beside each, in columns of its own, stands its second factor times the scale.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = list(layers)
+        bases = [layer.base_layer for layer in layers]
+        self.sizes = tuple(len(base.weight) for base in bases)
+        weight = bases[0].weight
+        width, rank = weight.shape[1], _second(layers[0]).shape[1]
+        # No buffer: nothing saves it, and `to` must not part it from the views.
+        self.wide = weight.new_zeros(sum(self.sizes), width + len(layers) * rank)
+        self.blocks = _diagonal(self.wide[:, width:], self.sizes)
+        for place, rows in enumerate(self.wide[:, :width].split(self.sizes)):
+            rows.copy_(bases[place].weight.data)
+            bases[place].weight.data = rows
+            layers[place].computed_in, layers[place].place = self, place
+        biases = [weight.new_zeros(len(b.weight)) if b.bias is None else b.bias for b in bases]
+        self.bias = torch.cat(biases) if any(b.bias is not None for b in bases) else None
+        self.inputs: Tensor | None = None
+        self.outputs: tuple[Tensor, ...] = ()
+
+    def refresh(self) -> None:
+        """Write the second factors, as they are now."""
+        for layer, block in zip(self.layers, self.blocks, strict=True):
+            block.copy_(_second(layer) * _scale(layer))
+
+    def output(self, layer: Any, inputs: Tensor) -> Tensor:
+        """A layer's output [..., out]."""
+        if layer.place == 0:
+            self.inputs, self.outputs = inputs, self._compute(inputs)
+        elif self.inputs is not inputs:
+            return _alone(layer, inputs)
+        out = self.outputs[layer.place]
+        if layer.place == len(self.layers) - 1:
+            self.inputs, self.outputs = None, ()
+        return out
+
+    def _compute(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        inputs = inputs.to(self.wide.dtype)
+        first = torch.cat([_first(layer) for layer in self.layers]).to(inputs.dtype)
+        low = functional.linear(_drop(self.layers[0], inputs), first)
+        second = torch.cat([_second(layer) for layer in self.layers])
+        scale = _scale(self.layers[0])
+        out = _WideProduct.apply(inputs, low, second, self.wide, self.bias, scale, self.sizes)
+        return tuple(out.split(self.sizes, dim=-1))
+
+
+def _first(layer: Any) -> Tensor:
+    return layer.lora_A[layer.active_adapters[0]].weight
+
+
+def _second(layer: Any) -> Tensor:
+    return layer.lora_B[layer.active_adapters[0]].weight
+
+
+def _scale(layer: Any) -> float:
+    return float(layer.scaling[layer.active_adapters[0]])
+
+
+def _drop(layer: Any, inputs: Tensor) -> Tensor:
+    return layer.lora_dropout[layer.active_adapters[0]](inputs)
+
+
+def _diagonal(wide: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Blocks [size, rank] on the diagonal of [sum of sizes, as many * rank]."""
+    blocks = wide.chunk(len(sizes), dim=1)
+    return [block.split(sizes)[place] for place, block in enumerate(blocks)]
 
 
 def _forward(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if is_left_to_peft(layer, args, kwargs):
         out: Tensor = type(layer).forward(layer, inputs, *args, **kwargs)
         return out
+    if hasattr(layer, "computed_in"):
+        out = layer.computed_in.output(layer, inputs)
+        return out
+    return _alone(layer, inputs)
+
+
+def _alone(layer: Any, inputs: Tensor) -> Tensor:
     base = layer.base_layer
     inputs, low, second, scale = factors(layer, inputs, base.weight.dtype)
-    if hasattr(layer, "wide_weight"):
-        out = _WideProduct.apply(inputs, low, second, layer.wide_weight, base.bias, scale)
-    else:
-        out = _JoinedProduct.apply(inputs, low, second, base.weight, base.bias, scale)
+    out: Tensor = _JoinedProduct.apply(inputs, low, second, base.weight, base.bias, scale)
     return out
 
 
@@ -109,11 +204,9 @@ def factors(layer: Any, inputs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
     """(inputs [..., in] and first product [..., rank] in the compute type, second factor
     [out, rank] in its own, its scale) of a layer with one plain adapter.
     """
-    (name,) = layer.active_adapters
     inputs = inputs.to(dtype)
-    first = layer.lora_A[name].weight.to(dtype)
-    low = functional.linear(layer.lora_dropout[name](inputs), first)
-    return inputs, low, layer.lora_B[name].weight, layer.scaling[name]
+    low = functional.linear(_drop(layer, inputs), _first(layer).to(dtype))
+    return inputs, low, _second(layer), _scale(layer)
 
 
 def joined_product(
@@ -129,14 +222,14 @@ def joined_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `joined_product`'s arguments, in their order; `base` and `bias` are frozen."""
     d_low = gradient @ (factor * scale).to(base.dtype)
-    d_factor = _second_gradient(gradient, low, scale, factor.dtype)
+    d_factor = _second_gradient(gradient, low).to(factor.dtype) * scale
     return gradient @ base, d_low, d_factor, None, None, None
 
 
 class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
-    """[inputs, low] [..., in + rank] times `wide` [out, in + rank]', whose last columns are the
-    second factor times `scale`; autograd alone would compute the frozen weight's gradient as well,
-    and keep the joined inputs.
+    """[inputs, low] [..., in + layers * rank] times `wide`' of a set of layers; `factor` are their
+    second factors [sum of out, rank], which `wide` holds already. autograd alone would compute the
+    frozen weights' gradient as well, and keep the joined inputs.
     """
 
     @staticmethod
@@ -148,9 +241,10 @@ class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
         wide: Tensor,
         bias: Tensor | None,
         scale: float,
+        sizes: Sequence[int],
     ) -> Tensor:
         ctx.save_for_backward(low, wide)
-        ctx.scale, ctx.dtype = scale, factor.dtype
+        ctx.scale, ctx.dtype, ctx.sizes = scale, factor.dtype, sizes
         return functional.linear(torch.cat([inputs, low], dim=-1), wide, bias)
 
     @staticmethod
@@ -159,14 +253,15 @@ class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
         (gradient,) = gradients
         rank = low.shape[-1]
         joined = gradient @ wide
-        d_factor = _second_gradient(gradient, low, ctx.scale, ctx.dtype)
-        return joined[..., :-rank], joined[..., -rank:], d_factor, None, None, None
+        d_factor = torch.cat(_diagonal(_second_gradient(gradient, low), ctx.sizes))
+        d_factor = d_factor.to(ctx.dtype) * ctx.scale
+        return joined[..., :-rank], joined[..., -rank:], d_factor, None, None, None, None
 
 
 class _JoinedProduct(torch.autograd.Function):  # type: ignore[misc]
-    """The same from `base` [out, in], joined with the second factor for this product alone. Kept
-    for the way back are the parameters themselves, which FSDP empties and fills again: what they
-    are joined to would be a second model, and a whole one.
+    """The same of one layer from `base` [out, in], joined with the second factor for this product
+    alone. Kept for the way back are the parameters themselves, which FSDP empties and fills again:
+    what they are joined to would be a second model, and a whole one.
     """
 
     @staticmethod
@@ -190,5 +285,8 @@ class _JoinedProduct(torch.autograd.Function):  # type: ignore[misc]
         return joined_gradients(gradient, low, factor, base, ctx.scale)
 
 
-def _second_gradient(gradient: Tensor, low: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    return (gradient.flatten(0, -2).T @ low.flatten(0, -2)).to(dtype) * scale
+def _second_gradient(gradient: Tensor, low: Tensor) -> Tensor:
+    """gradient' low [out, rank], as (low' gradient)': then only the narrow one is transposed, which
+    takes half of the time (docs/log.md).
+    """
+    return (low.flatten(0, -2).T.contiguous() @ gradient.flatten(0, -2)).T

@@ -18,6 +18,10 @@ from torch.nn import functional
 
 CHUNK = 256
 """Positions whose logits exist at one time."""
+ROUND = 64
+"""Positions are filled up to a multiple of this: logits of a few sizes find the memory that others
+left, those of any size break the heap into pieces (docs/log.md).
+"""
 LINES = 16
 """Lines of them that a processor makes float32 at one time: as many as a core's cache holds."""
 LEAST = -60.0
@@ -47,7 +51,12 @@ def head_loss(head: Any, states: Tensor, targets: Tensor, weights: Tensor) -> He
         weights: [n] float32.
     """
     trained = _trained(head, states) if torch.is_grad_enabled() else []
-    return HeadLoss(*_HeadLoss.apply(head, states, targets, weights, *trained))
+    count = len(targets)
+    more = -count % ROUND
+    filled = functional.pad(states, (0, 0, 0, more))
+    targets, weights = functional.pad(targets, (0, more)), functional.pad(weights, (0, more))
+    total, each, hits = _HeadLoss.apply(head, filled, targets, weights, *trained)
+    return HeadLoss(total, each[:count], hits[:count])
 
 
 def _trained(head: Any, states: Tensor) -> list[Tensor]:

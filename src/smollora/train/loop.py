@@ -25,8 +25,8 @@ from smollora.train.session import Session
 from smollora.train.steps import Step
 from smollora.types import PARTS
 
-TRIM_EVERY = 16
-"""Steps after which freed memory goes back to the system once."""
+TRIM_EVERY = 64
+"""Steps after which freed memory goes back to the system once: to have it again takes a second."""
 
 
 def _loss_module(loss_of: TreeLoss) -> Any:

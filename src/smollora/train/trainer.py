@@ -125,7 +125,7 @@ def train_adapter(
     )
     checkpointed = wants_checkpointing(peft, settings, dtype, device)
     if checkpointed:
-        checkpoint_layers(peft)
+        checkpoint_layers(peft, loss_of.adapters)
     if compiled:
         _compile_layers(loss_of.decoder)
     origin = describe_origin(settings, base, rows, validation, plan, packs, dtype)
