@@ -56,8 +56,10 @@ LIST_SIZES = (1, 1, 2, 2, 3, 3, 4, 5)
 """Tools on one training list, drawn evenly."""
 MOST_TOOLS = 4
 """Tools on a list for cases that need several."""
-LIST_CASES = 12
+LIST_CASES = 6
 """Cases of a list, but for what is rare: other tools teach more than more requests for the same."""
+SEVERAL_CALLS = 2
+"""Requests for several calls at once that a list has beside those, where it fits so many."""
 NEAR_ONE_IN = 5
 """A request whose tool was taken out of the list, for every so many rows of the list."""
 FOREIGN_ONE_IN = 4
@@ -241,25 +243,23 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
 
 
 def _at_most(groups: list[list[Named]], amount: int, dice: random.Random) -> list[Named]:
-    """So many of these cases, in their order; but every one that is rare: twins, several calls at
-    once, texts of several lines.
+    """So many of these cases, in their order, SEVERAL_CALLS of them with several calls at once if
+    there are any; and every one that is rare: twins, longer conversations, texts of several lines.
     """
-    rare = [len(group) > 1 or _has_several(group[0][1]) for group in groups]
-    beside = sum(len(group) for group, kept in zip(groups, rare, strict=True) if kept)
-    others = [number for number, kept in enumerate(rare) if not kept]
-    drawn = set(dice.sample(others, min(len(others), max(0, amount - beside))))
-    return [
-        named
-        for number, group in enumerate(groups)
-        if rare[number] or number in drawn
-        for named in group
-    ]
+    chosen = {n for n, group in enumerate(groups) if len(group) > 1 or _is_rare(group[0][1])}
+    room = max(0, amount - sum(len(groups[number]) for number in chosen))
+    others = [number for number in range(len(groups)) if number not in chosen]
+    dice.shuffle(others)
+    several = [number for number in others if groups[number][0][0] == "parallel"][:SEVERAL_CALLS]
+    chosen.update(several)
+    chosen.update([number for number in others if number not in several][:room])
+    return [named for number, group in enumerate(groups) if number in chosen for named in group]
 
 
-def _has_several(case: Record) -> bool:
-    """True for several calls, and for a call with lines in an argument."""
+def _is_rare(case: Record) -> bool:
+    """True for a longer conversation, and for a call with lines in an argument."""
     calls = case.get("c", [])
-    return len(calls) > 1 or any("\\n" in json.dumps(arguments) for _, arguments in calls)
+    return "turns" in case or any("\\n" in json.dumps(arguments) for _, arguments in calls)
 
 
 def _with_twins(cases: Sequence[Record]) -> list[list[Record]]:
