@@ -29,7 +29,14 @@ from smollora.errors import ConfigError
 from smollora.merge import apply_merge, plan_merge
 from smollora.models import load_model, without_bitsandbytes
 from smollora.pipeline import stage_keys
-from smollora.train import Trained, attach_adapter, compute_rows_apart, four_bit, train_adapter
+from smollora.train import (
+    Trained,
+    attach_adapter,
+    compute_rows_apart,
+    four_bit,
+    fused_lora,
+    train_adapter,
+)
 from smollora.train.four_bit import (
     FourBitPlan,
     base_weights_summary,
@@ -203,9 +210,10 @@ def test_the_operations_of_a_packed_weight_are_those_of_the_full_one(tmp_path: P
     ],
 )
 def test_it_trains_as_a_full_model_of_the_rounded_weights_does(
-    family: str, mode: str, tmp_path: Path
+    family: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within rounding of float32 over 28 steps: the full model sums other layers at once."""
+    """Both layer by layer: 28 steps make much of sums in another order."""
+    monkeypatch.setattr(fused_lora, "TOGETHER", ())
     base = base_folder(tmp_path, family)
     model = load_four_bit(base, dtype="float32")
     plain = rounded(base, model)
@@ -220,9 +228,9 @@ def test_it_trains_as_a_full_model_of_the_rounded_weights_does(
     found = train_on(base, model, tmp_path / "4bit", embeddings=mode, base_weights="4bit")
     assert wanted.summary["loss_last"] < wanted.summary["loss_first"] - 0.5, "nothing was learned"
     for ours, theirs in zip(found.curve, wanted.curve, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-3), ours["step"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4), ours["step"]
     assert found.summary["validation_loss"] == pytest.approx(
-        wanted.summary["validation_loss"], abs=1e-3
+        wanted.summary["validation_loss"], abs=1e-4
     )
     assert (found.summary["base_weights"], wanted.summary["base_weights"]) == ("4bit", "full")
     assert found.summary["base_layers_4bit"] == 14

@@ -135,6 +135,8 @@ class _LayerSet:
 
     def output(self, layer: Any, inputs: Tensor) -> Tensor:
         """A layer's output [..., out]."""
+        if len(self.layers) == 1:
+            return self._compute(inputs)[0]
         if layer.place == 0:
             self.inputs, self.outputs = inputs, self._compute(inputs)
         elif self.inputs is not inputs:
