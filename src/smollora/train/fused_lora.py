@@ -49,8 +49,9 @@ class FusedLora:
         """Compute every layer alone from now on: the compiler gives up on layers that are computed
         again on the way back if one call leaves something for the next.
         """
-        self.sets = [_LayerSet([layer]) for layer in self.layers if self.sets]
-        self.refresh()
+        if self.sets:
+            self.sets = [_LayerSet([layer]) for layer in self.layers]
+            self.refresh()
 
     def refresh(self) -> None:
         """Write the second factors, as they are now, beside the base weights."""
@@ -126,7 +127,8 @@ class _LayerSet:
         biases = [weight.new_zeros(len(b.weight)) if b.bias is None else b.bias for b in bases]
         self.bias = torch.cat(biases) if any(b.bias is not None for b in bases) else None
         self.inputs: Tensor | None = None
-        self.outputs: tuple[Tensor, ...] = ()
+        self.waiting: list[Tensor] = []
+        """What the second layer and the next make of `inputs`, until the last has taken it."""
 
     def refresh(self) -> None:
         """Write the second factors, as they are now."""
@@ -134,26 +136,27 @@ class _LayerSet:
             block.copy_(_second(layer) * _scale(layer))
 
     def output(self, layer: Any, inputs: Tensor) -> Tensor:
-        """A layer's output [..., out]."""
-        if len(self.layers) == 1:
-            return self._compute(inputs)[0]
+        """A layer's output [..., out]; a layer that is alone leaves nothing behind."""
         if layer.place == 0:
-            self.inputs, self.outputs = inputs, self._compute(inputs)
-        elif self.inputs is not inputs:
+            out, *rest = self._compute(inputs)
+            if rest:
+                self.inputs, self.waiting = inputs, rest
+            return out
+        if self.inputs is not inputs:
             return _alone(layer, inputs)
-        out = self.outputs[layer.place]
-        if layer.place == len(self.layers) - 1:
-            self.inputs, self.outputs = None, ()
+        out = self.waiting[layer.place - 1]
+        if layer.place == len(self.waiting):
+            self.inputs, self.waiting = None, []
         return out
 
-    def _compute(self, inputs: Tensor) -> tuple[Tensor, ...]:
+    def _compute(self, inputs: Tensor) -> Sequence[Tensor]:
         inputs = inputs.to(self.wide.dtype)
         first = torch.cat([_first(layer) for layer in self.layers]).to(inputs.dtype)
         low = functional.linear(_drop(self.layers[0], inputs), first)
         second = torch.cat([_second(layer) for layer in self.layers])
         scale = _scale(self.layers[0])
         out = _WideProduct.apply(inputs, low, second, self.wide, self.bias, scale, self.sizes)
-        return tuple(out.split(self.sizes, dim=-1))
+        return out.split(self.sizes, dim=-1)  # type: ignore[no-any-return]
 
 
 def _first(layer: Any) -> Tensor:
@@ -182,10 +185,9 @@ def _forward(layer: Any, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if is_left_to_peft(layer, args, kwargs):
         out: Tensor = type(layer).forward(layer, inputs, *args, **kwargs)
         return out
-    if hasattr(layer, "computed_in"):
-        out = layer.computed_in.output(layer, inputs)
-        return out
-    return _alone(layer, inputs)
+    together = getattr(layer, "computed_in", None)
+    out = together.output(layer, inputs) if together is not None else _alone(layer, inputs)
+    return out
 
 
 def _alone(layer: Any, inputs: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
         groups[dice.choice(fitting)].append([(_kind(case), case) for case in group])
     chosen = []
     for offer, found in zip(lists, groups, strict=True):
-        named = _at_most(found, LIST_CASES, dice)
+        named = _drawn(found, dice)
         absent = _absent(domain.declined, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
         names = list(offer)
         dice.shuffle(names)
@@ -242,12 +242,13 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     return chosen
 
 
-def _at_most(groups: list[list[Named]], amount: int, dice: random.Random) -> list[Named]:
-    """So many of these cases, in their order, SEVERAL_CALLS of them with several calls at once if
-    there are any; and every one that is rare: twins, longer conversations, texts of several lines.
+def _drawn(groups: list[list[Named]], dice: random.Random) -> list[Named]:
+    """LIST_CASES of a list's cases and SEVERAL_CALLS with several calls at once, where there are so
+    many; among them, whatever their number, all that is rare: twins, longer conversations, texts of
+    several lines. In their order.
     """
     chosen = {n for n, group in enumerate(groups) if len(group) > 1 or _is_rare(group[0][1])}
-    room = max(0, amount - sum(len(groups[number]) for number in chosen))
+    room = max(0, LIST_CASES - sum(len(groups[number]) for number in chosen))
     others = [number for number in range(len(groups)) if number not in chosen]
     dice.shuffle(others)
     several = [number for number in others if groups[number][0][0] == "parallel"][:SEVERAL_CALLS]
