@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,12 @@ def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
     )
     assert "Usage: smollora" in found.stdout
     assert found.stdout.splitlines()[-1] == "set()"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    said = smollora("--version")
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    assert (said.code, said.out) == (0, f"smollora {project['project']['version']}\n")
 
 
 def test_help_names_every_verb() -> None:

@@ -10,10 +10,11 @@ import os
 import sys
 import time
 import warnings
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from smollora import __version__
 from smollora.commands import (
     chatting,
     doctoring,
@@ -42,6 +43,23 @@ app = typer.Typer(
         " and proves it on token ids."
     ),
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"smollora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
 
 app.command()(stages.run)
 app.command()(stages.inspect)
