@@ -245,7 +245,7 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
 def _drawn(groups: list[list[Named]], dice: random.Random) -> list[Named]:
     """LIST_CASES of a list's cases and SEVERAL_CALLS with several calls at once, where there are so
     many; among them, whatever their number, all that is rare: twins, longer conversations, texts of
-    several lines. In their order.
+    several lines, requests that are not English. In their order.
     """
     chosen = {n for n, group in enumerate(groups) if len(group) > 1 or _is_rare(group[0][1])}
     room = max(0, LIST_CASES - sum(len(groups[number]) for number in chosen))
@@ -258,9 +258,10 @@ def _drawn(groups: list[list[Named]], dice: random.Random) -> list[Named]:
 
 
 def _is_rare(case: Record) -> bool:
-    """True for a longer conversation, and for a call with lines in an argument."""
+    """True for a longer conversation, another language, and a call with lines in an argument."""
     calls = case.get("c", [])
-    return "turns" in case or any("\\n" in json.dumps(arguments) for _, arguments in calls)
+    lines = any("\\n" in json.dumps(arguments) for _, arguments in calls)
+    return lines or "turns" in case or "lang" in case
 
 
 def _with_twins(cases: Sequence[Record]) -> list[list[Record]]:
