@@ -117,10 +117,16 @@ def test_help_answers_without_importing_torch(arguments: list[str]) -> None:
     assert found.stdout.splitlines()[-1] == "set()"
 
 
+def project() -> dict[str, Any]:
+    """What pyproject.toml says of the package."""
+    path = Path(__file__).parent.parent / "pyproject.toml"
+    found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    return found
+
+
 def test_the_version_is_that_of_the_package() -> None:
     said = smollora("--version")
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
-    assert (said.code, said.out) == (0, f"smollora {project['project']['version']}\n")
+    assert (said.code, said.out) == (0, f"smollora {project()['version']}\n")
 
 
 def test_help_names_every_verb() -> None:
@@ -661,7 +667,4 @@ def test_eval_refuses_what_is_not_there(
 
 
 def test_the_entry_point_is_the_one_that_is_tested_here() -> None:
-    import tomllib
-
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
-    assert project["project"]["scripts"] == {"smollora": f"{cli.__name__}:{cli.main.__name__}"}
+    assert project()["scripts"] == {"smollora": f"{cli.__name__}:{cli.main.__name__}"}
