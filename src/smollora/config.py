@@ -329,6 +329,14 @@ class TrainSection(Section):
         ),
     )
     lr: float = Field(default=2e-4, gt=0, description="Highest learning rate of the factors.")
+    loraplus_lr_ratio: float = Field(
+        default=1.0,
+        gt=0,
+        description=(
+            "Times the learning rate of the second factors, which start at zero (LoRA+: Hayou et"
+            " al. 2024); with more than 1 take a lower lr."
+        ),
+    )
     token_lr: float | None = Field(
         default=None, gt=0, description="Learning rate of the delimiter rows; None: lr."
     )

@@ -83,6 +83,25 @@ def attach_adapter(model: Any, settings: TrainSection, token_ids: Sequence[int])
     return peft
 
 
+def parameter_groups(peft: Any, settings: TrainSection) -> list[dict[str, Any]]:
+    """What is trained, for an optimizer: first factors and modules trained whole with `lr`, second
+    factors with `loraplus_lr_ratio` times that (LoRA+: Hayou et al. 2024), delimiter rows with
+    `token_lr` and without weight decay. Groups without parameters are left out.
+    """
+    named = [(name, p) for name, p in peft.named_parameters() if p.requires_grad]
+    decayed = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    groups: list[dict[str, Any]] = [
+        {"params": [], **decayed},
+        {"params": [], **decayed, "lr": settings.lr * settings.loraplus_lr_ratio},
+        {"params": [], "lr": settings.token_lr or settings.lr, "weight_decay": 0.0},
+    ]
+    for name, parameter in named:
+        second = ".lora_B." in name and settings.loraplus_lr_ratio != 1
+        place = 2 if "trainable_tokens" in name else int(second)
+        groups[place]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
+
+
 def _leaf(model: Any, module: Any) -> str:
     """The last part of a module's name: "embed_tokens"."""
     path: str = next(n for n, m in model.named_modules() if m is module)

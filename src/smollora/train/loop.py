@@ -18,6 +18,7 @@ from typing import Any
 from smollora import launch
 from smollora.memory import give_back_freed_memory
 from smollora.train import checkpoint, watch, zero
+from smollora.train.adapter import parameter_groups
 from smollora.train.loss import PackLoss, TreeLoss, mean_by_part
 from smollora.train.progress import Totals
 from smollora.train.reporting import flat_logs
@@ -138,14 +139,7 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
             super().log(logs, start_time)
 
         def create_optimizer(self, model: Any = None) -> Any:
-            named = [(n, p) for n, p in peft.named_parameters() if p.requires_grad]
-            tokens = [p for n, p in named if "trainable_tokens" in n]
-            others = [p for n, p in named if "trainable_tokens" not in n]
-            groups: list[dict[str, Any]]
-            groups = [{"params": others, "lr": settings.lr, "weight_decay": settings.weight_decay}]
-            if tokens:
-                rate = settings.token_lr or settings.lr
-                groups.append({"params": tokens, "lr": rate, "weight_decay": 0.0})
+            groups = parameter_groups(peft, settings)
             self.trained = [list(group["params"]) for group in groups]
             self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), eps=1e-8)
             return self.optimizer
