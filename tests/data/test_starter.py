@@ -150,6 +150,27 @@ def test_many_rows_stand_under_one_tool_list() -> None:
     assert sum(count for count in prompts.values() if count > 4) > len(records("train")) / 4
 
 
+def test_arrays_objects_and_numbers_with_units_are_drawn_before_plain_arguments() -> None:
+    used = {request for r in build_rows("train") for request in asked(r)[:1] if shown_calls(r)}
+    there: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
+    for domain in load_domains("train"):
+        for case in domain.cases:
+            if len(case.get("c", [])) != 1 or case.keys() & {"lang", "ask", "twin"}:
+                continue
+            values = list(case["c"][0][1].values())
+            nested = any(isinstance(value, list | dict) for value in values)
+            unit = re.search(r"\b\d+(kg|cm|C|F|K|m|g|V|ml|min|h)\b", case["u"])
+            if unit and not any(type(value) in (int, float) for value in values):
+                unit = None
+            kind = "nested" if nested else "unit" if unit else "plain"
+            there[kind] += 1
+            taken[kind] += words(case["u"]) in used
+    assert there["nested"] > 500 and there["unit"] > 150
+    share = {kind: taken[kind] / there[kind] for kind in there}
+    assert min(share["nested"], share["unit"]) > share["plain"] + 0.2
+
+
 # ── every call ────────────────────────────────────────────────────────────────────────────────
 
 

@@ -38,6 +38,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train__batch_tokens=512,
         train__checkpoint_every=3,
         train__lr=1e-3,
+        train__loraplus_lr_ratio=2,
     )
 
 

@@ -87,7 +87,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callabl
     @cache
     def make(embeddings: str) -> Mixed:
         folder = tmp_path_factory.mktemp(embeddings)
-        mixed_run(folder, **THREE_PACKS, train__embeddings=embeddings, train__checkpoint_every=2)
+        settings = {**THREE_PACKS, "train__embeddings": embeddings, "train__checkpoint_every": 2}
+        mixed_run(folder, **settings, train__loraplus_lr_ratio=2)
         found = Mixed(folder, folder / "recipe.yaml", folder / "one" / "tiny")
         found.finish_here(found.copy("one"))
         return found

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,14 +57,21 @@ LIST_SIZES = (1, 1, 2, 2, 3, 3, 4, 5)
 """Tools on one training list, drawn evenly."""
 MOST_TOOLS = 4
 """Tools on a list for cases that need several."""
-LIST_CASES = 6
+LIST_CASES = 5
 """Cases of a list, but for what is rare: other tools teach more than more requests for the same."""
 SEVERAL_CALLS = 2
 """Requests for several calls at once that a list has beside those, where it fits so many."""
+HARD_CASES = 2
+"""Calls that are easily written wrong that a list has at least, where it fits so many."""
+GLUED = re.compile(r"(?<![\w.,:])\d+(?:\.\d+)?(?:[^\W\d_]|°|')")
+"""A number with a unit glued to it: 5kg, 20°, 6'2. (A price is glued the other way round: $5.)"""
 NEAR_ONE_IN = 5
 """A request whose tool was taken out of the list, for every so many rows of the list."""
-FOREIGN_ONE_IN = 4
-"""A request of another domain, for every so many rows of the list; declined too."""
+KNOWN_ONE_IN = 1.4
+"""One more whose answer is a figure, worked out or known, for every so many rows of the list in a
+domain of nothing else; in others as many fewer as such requests are fewer."""
+FOREIGN_CASES = 1
+"""Requests of another domain that a list has; declined too."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +124,7 @@ def build_rows(split: Split, *, seed: int = 7, share: float = 1.0) -> Iterator[R
         for names, cases in lists:
             offered = [domain.tools[name] for name in names]
             system = dice.choice(SYSTEM_TEXTS) if dice.random() < 0.3 else ""
-            amount = (
-                int(dice.random() < 0.25)
-                if split == "heldout"
-                else len(cases) // FOREIGN_ONE_IN + 1
-            )
+            amount = int(dice.random() < 0.25) if split == "heldout" else FOREIGN_CASES
             others = _absent(foreign, set(names), dice, amount)
             if dice.random() >= share:
                 continue
@@ -235,6 +239,10 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
     for offer, found in zip(lists, groups, strict=True):
         named = _drawn(found, dice)
         absent = _absent(domain.declined, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
+        known = [each for each in domain.declined if any(c.isdigit() for c in each[1]["no"])]
+        share = len(known) / max(1, len(domain.declined))
+        more = _absent(known, set(offer), dice, round(len(named) * share / KNOWN_ONE_IN))
+        absent += [case for case in more if case not in absent]
         names = list(offer)
         dice.shuffle(names)
         if named:
@@ -245,15 +253,19 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
 def _drawn(groups: list[list[Named]], dice: random.Random) -> list[Named]:
     """LIST_CASES of a list's cases and SEVERAL_CALLS with several calls at once, where there are so
     many; among them, whatever their number, all that is rare: twins, longer conversations, texts of
-    several lines, requests that are not English. In their order.
+    several lines, requests that are not English; then HARD_CASES at least of what is easily written
+    wrong. In their order.
     """
     chosen = {n for n, group in enumerate(groups) if len(group) > 1 or _is_rare(group[0][1])}
     room = max(0, LIST_CASES - sum(len(groups[number]) for number in chosen))
     others = [number for number in range(len(groups)) if number not in chosen]
     dice.shuffle(others)
     several = [number for number in others if groups[number][0][0] == "parallel"][:SEVERAL_CALLS]
-    chosen.update(several)
-    chosen.update([number for number in others if number not in several][:room])
+    rest = [number for number in others if number not in several]
+    hard = [number for number in rest if _is_hard_to_write(groups[number][0][1])]
+    hard = hard[: max(HARD_CASES, room)]
+    plain = [number for number in rest if number not in hard][: max(0, room - len(hard))]
+    chosen.update(several, hard, plain)
     return [named for number, group in enumerate(groups) if number in chosen for named in group]
 
 
@@ -262,6 +274,16 @@ def _is_rare(case: Record) -> bool:
     calls = case.get("c", [])
     lines = any("\\n" in json.dumps(arguments) for _, arguments in calls)
     return lines or "turns" in case or "lang" in case
+
+
+def _is_hard_to_write(case: Record) -> bool:
+    """True for a call with an array or an object in it, and for a number that the request glues to
+    its unit (`5kg`): a model that is still learning breaks their JSON.
+    """
+    values = [value for _, arguments in case.get("c", []) for value in arguments.values()]
+    nested = any(isinstance(value, list | dict) for value in values)
+    number = any(isinstance(value, int | float) for value in values)
+    return nested or (number and bool(GLUED.search(case.get("u", ""))))
 
 
 def _with_twins(cases: Sequence[Record]) -> list[list[Record]]:
