@@ -23,13 +23,13 @@ def rates(peft: Any, groups: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def adapted(**settings: Any) -> tuple[Any, TrainSection]:
-    section = TrainSection(embeddings="frozen", lr=4e-4, **settings)
+    section = TrainSection(lr=4e-4, **settings)
     return attach_adapter(tiny_model("llama"), section, (5, 6)), section
 
 
 @pytest.mark.parametrize("ratio", [1.0, 10.0])
 def test_factors_have_the_rates_of_pefts_loraplus(ratio: float) -> None:
-    peft, section = adapted(loraplus_lr_ratio=ratio)
+    peft, section = adapted(embeddings="frozen", loraplus_lr_ratio=ratio)
     theirs = create_loraplus_optimizer(peft, torch.optim.AdamW, lr=4e-4, loraplus_lr_ratio=ratio)
     found = rates(peft, parameter_groups(peft, section))
     assert found == pytest.approx(rates(peft, theirs.param_groups))
@@ -37,10 +37,9 @@ def test_factors_have_the_rates_of_pefts_loraplus(ratio: float) -> None:
 
 
 def test_delimiter_rows_have_their_own_rate_and_no_decay() -> None:
-    section = TrainSection(
-        embeddings="tool_tokens", lr=4e-4, token_lr=3e-3, loraplus_lr_ratio=10, weight_decay=0.1
+    peft, section = adapted(
+        embeddings="tool_tokens", token_lr=3e-3, loraplus_lr_ratio=10, weight_decay=0.1
     )
-    peft = attach_adapter(tiny_model("llama"), section, (5, 6))
     groups = parameter_groups(peft, section)
     assert [(round(g["lr"], 6), g["weight_decay"]) for g in groups] == [
         (4e-4, 0.1),
@@ -52,7 +51,6 @@ def test_delimiter_rows_have_their_own_rate_and_no_decay() -> None:
 
 
 def test_factors_of_an_embedding_have_the_plain_rate() -> None:
-    section = TrainSection(embeddings="lora", lr=4e-4, loraplus_lr_ratio=10)
-    peft = attach_adapter(tiny_model("llama"), section, ())
+    peft, section = adapted(embeddings="lora", loraplus_lr_ratio=10)
     found = rates(peft, parameter_groups(peft, section))
     assert {rate for name, rate in found.items() if "lora_embedding" in name} == {4e-4}

@@ -88,14 +88,15 @@ def parameter_groups(peft: Any, settings: TrainSection) -> list[dict[str, Any]]:
     factors with `loraplus_lr_ratio` times that (LoRA+: Hayou et al. 2024), delimiter rows with
     `token_lr` and without weight decay. Groups without parameters are left out.
     """
-    named = [(name, p) for name, p in peft.named_parameters() if p.requires_grad]
     decayed = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     groups: list[dict[str, Any]] = [
         {"params": [], **decayed},
         {"params": [], **decayed, "lr": settings.lr * settings.loraplus_lr_ratio},
         {"params": [], "lr": settings.token_lr or settings.lr, "weight_decay": 0.0},
     ]
-    for name, parameter in named:
+    for name, parameter in peft.named_parameters():
+        if not parameter.requires_grad:
+            continue
         second = ".lora_B." in name and settings.loraplus_lr_ratio != 1
         place = 2 if "trainable_tokens" in name else int(second)
         groups[place]["params"].append(parameter)

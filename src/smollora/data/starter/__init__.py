@@ -235,12 +235,12 @@ def _tool_lists(domain: Domain, dice: random.Random) -> list[tuple[tuple[str, ..
             groups.append([])
             fitting = [len(lists) - 1]
         groups[dice.choice(fitting)].append([(_kind(case), case) for case in group])
+    known = [each for each in domain.declined if any(c.isdigit() for c in each[1]["no"])]
+    share = len(known) / max(1, len(domain.declined))
     chosen = []
     for offer, found in zip(lists, groups, strict=True):
         named = _drawn(found, dice)
         absent = _absent(domain.declined, set(offer), dice, len(named) // NEAR_ONE_IN + 1)
-        known = [each for each in domain.declined if any(c.isdigit() for c in each[1]["no"])]
-        share = len(known) / max(1, len(domain.declined))
         more = _absent(known, set(offer), dice, round(len(named) * share / KNOWN_ONE_IN))
         absent += [case for case in more if case not in absent]
         names = list(offer)
