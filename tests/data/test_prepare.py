@@ -243,8 +243,14 @@ def test_strict_names_the_first_of_several_bad_rows(tmp_path: Path) -> None:
 
 
 def test_nothing_left_says_why(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="none of 3 rows is left: 2 empty_turn, 1 no_answer"):
+    with pytest.raises(
+        DataError, match="none of 3 rows is left: 2 empty_turn, 1 no_answer"
+    ) as short:
         prepared(tmp_path, said("1?", ""), said("2?", ""), said("3?"))
+    assert "strict" in short.value.hint and "max_length" not in short.value.hint
+    with pytest.raises(DataError, match="none of 1 rows is left: 1 too_long") as long:
+        prepared(tmp_path, said("1?", "x" * 400), max_length=100)
+    assert "raise prepare.max_length" in long.value.hint
 
 
 def test_a_source_of_empty_lines_is_named(tmp_path: Path) -> None:

@@ -172,9 +172,12 @@ def holds_no_rows(source: SourceSection) -> DataError:
 def nothing_left(rows_in: int, reasons: dict[str, int]) -> DataError:
     """What is said when every row was rejected."""
     listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    longer = (
+        "raise prepare.max_length for those that are too long; " if "too_long" in reasons else ""
+    )
     return DataError(
         f"none of {rows_in} rows is left: {listed}",
-        "raise prepare.max_length if they are too long; prepare.strict=true names the first",
+        f"{longer}prepare.strict=true names the first row and what is wrong with it",
     )
 
 
