@@ -207,7 +207,7 @@ def test_checks_and_reasons_that_pages_name_are_there() -> None:
         *("tool_calls", "loss_by_part", "base_stock", "tied_before", "tied_after", "date_string"),
         "training_base",
         *("enable_thinking", "prompt_mismatch", "embed_tokens", "xml_tools", "python_tools"),
-        *("template_error", "first_word", "no_tools", "reasoning_content", "chatml_tools"),
+        *("template_error", "no_call", "no_tools", "reasoning_content", "chatml_tools"),
         *(name for name in FORMATS),
         *(fmt.vllm_parser for fmt in FORMATS.values()),
     }

@@ -269,11 +269,12 @@ class PartWeights(Section):
     arguments: float = Field(default=1.0, description="Weight of the arguments.")
     close: float = Field(default=1.0, description="Weight of what closes a call and its turn.")
     text: float = Field(default=1.0, description="Weight of answers in words.")
-    first_word: float | None = Field(
+    no_call: float | None = Field(
         default=None,
         ge=0,
-        description="Weight of the first token of an answer in words given with tools on offer: "
-        "the decision not to call; None: that of text. `open` is the decision to call.",
+        description="Weight of not opening a call where an answer in words begins with tools on "
+        "offer: the other half of the decision; which word it begins with has that of text. None: "
+        "both have that of text.",
     )
 
 

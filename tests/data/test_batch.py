@@ -22,6 +22,7 @@ from smollora.data.batch import (
     MIN_SHARED,
     Batch,
     BatchPlan,
+    Refusal,
     Row,
     Tree,
     build_batch,
@@ -56,7 +57,10 @@ def make_rows(seed: int = 0) -> list[Row]:
             own += tokens(11)
             weights += [0.0] * 6 + [2.0] * 5
         parts = tuple(-1 if weight == 0 else dice.randrange(5) for weight in weights)
-        rows.append(Row(f"row-{number}", tuple(prompts[prompt] + own), tuple(weights), parts))
+        start = len(prompts[prompt]) + asked
+        refusals = (Refusal(start, 17, 0.25),) if number % 3 == 0 else ()
+        ids = tuple(prompts[prompt] + own)
+        rows.append(Row(f"row-{number}", ids, tuple(weights), parts, refusals))
     return rows
 
 
@@ -73,6 +77,9 @@ def one_by_one(model: Any, rows: list[Row]) -> tuple[Tensor, Tensor]:
         losses = functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         weights = torch.tensor(row.weights[1:])
         total = total + (losses * weights).sum()
+        for index, refused, word in row.refusals:  # the weight is that of refusing alone
+            refusing = -torch.log1p(-logits[index - 1].softmax(-1)[refused])
+            total = total + (row.weights[index] - word) * (refusing - losses[index - 1])
         for loss, weight, part in zip(losses.detach(), weights, row.parts[1:], strict=True):
             if weight > 0:
                 by_part[part] += loss

@@ -79,11 +79,11 @@ def test_a_token_weighs_what_its_part_weighs_and_nothing_outside_the_label() -> 
     assert weighted.token_ids == made.token_ids
 
 
-def test_the_first_word_has_its_own_weight_where_tools_are_on_offer() -> None:
-    made = row()
-    plain = training_row(made, FACTS, TOKENIZER, PartWeights(first_word=9), has_tools=False)
-    decided = training_row(made, FACTS, TOKENIZER, PartWeights(first_word=9), has_tools=True)
-    assert set(plain.weights) == {0.0, 1.0}
+def test_not_calling_has_its_own_weight_where_tools_are_on_offer() -> None:
+    made, weights = row(), PartWeights(no_call=9, text=0.5)
+    plain = training_row(made, FACTS, TOKENIZER, weights, has_tools=False)
+    decided = training_row(made, FACTS, TOKENIZER, weights, has_tools=True)
+    assert set(plain.weights) == {0.0, 0.5, 1.0} and plain.refusals == ()
     starts = [
         index
         for index, trained in enumerate(made.trained)
@@ -91,12 +91,21 @@ def test_the_first_word_has_its_own_weight_where_tools_are_on_offer() -> None:
     ]
     assert len(starts) == 2
     assert [i for i, weight in enumerate(decided.weights) if weight == 9] == starts
+    assert decided.refusals == tuple((start, FACTS.open.id, 0.5) for start in starts)
+    unsaid = training_row(made, FACTS, TOKENIZER, PartWeights(text=0.5), has_tools=True)
+    assert unsaid.weights == plain.weights and unsaid.refusals == ()
 
 
-def test_an_answer_that_begins_with_a_call_has_no_first_word() -> None:
+def test_without_an_opening_token_there_is_nothing_to_refuse() -> None:
+    spelled = FACTS.model_copy(update={"open": FACTS.open.model_copy(update={"id": None})})
+    made = training_row(row(), spelled, TOKENIZER, PartWeights(no_call=9), has_tools=True)
+    assert made.refusals == () and set(made.weights) == {0.0, 1.0}
+
+
+def test_an_answer_that_begins_with_a_call_refuses_none() -> None:
     tokens = TOKENIZER.encode('<tool_call>\n{"name": "rain", "arguments": {}}\n</tool_call>')
     made = Rendered("a", (1, *tokens), (0,) * (1 + len(tokens)), (False, *[True] * len(tokens)))
-    weights = PartWeights(first_word=9, open=4)
-    weighted = training_row(made, FACTS, TOKENIZER, weights, has_tools=True).weights
-    assert weighted[:2] == (0.0, 4.0)
-    assert 9 not in weighted
+    weights = PartWeights(no_call=9, open=4)
+    weighted = training_row(made, FACTS, TOKENIZER, weights, has_tools=True)
+    assert weighted.weights[:2] == (0.0, 4.0)
+    assert 9 not in weighted.weights and weighted.refusals == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from smollora.train import head as module
-from smollora.train.head import head_loss
+from smollora.train.head import Targets, head_loss
 
 WIDTH, VOCABULARY = 8, 300
 
@@ -28,16 +29,30 @@ class TwoRows(nn.Module):
         return self.frozen(states).index_copy(-1, index, states @ self.shared[0].T)
 
 
-def case(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def case(count: int) -> tuple[torch.Tensor, Targets]:
+    """Every third position refuses token 3, which is never its target."""
     torch.manual_seed(count)
     states = (3 * torch.randn(count, WIDTH)).requires_grad_()
-    return states, torch.randint(0, VOCABULARY, (count,)), torch.rand(count)
+    tokens, weights = torch.randint(4, VOCABULARY, (count,)), torch.rand(count)
+    refuses = torch.arange(count) % 3 == 0
+    words = torch.where(refuses, torch.rand(count), weights)
+    return states, Targets(tokens, weights, torch.where(refuses, 3, 0), words)
 
 
-def reference(head: Any, states: Any, targets: Any, weights: Any) -> tuple[Any, Any, Any]:
+def reference(head: Any, states: Any, targets: Targets) -> tuple[Any, Any, Any]:
+    """A refused token by two losses: whether it is chosen, and which other one is."""
     logits = head(states)
-    each = functional.cross_entropy(logits, targets, reduction="none")
-    return (each * weights).sum(), each.detach(), logits.argmax(dim=-1) == targets
+    each = functional.cross_entropy(logits, targets.tokens, reduction="none")
+    chosen = targets.weights * each
+    for at in (targets.refused == 3).nonzero()[:, 0].tolist():
+        others = torch.cat([logits[at, :3], logits[at, 4:]])
+        both = torch.stack([logits[at, 3], others.logsumexp(0)])
+        choice = functional.cross_entropy(both, torch.tensor(1))
+        word = functional.cross_entropy(others, targets.tokens[at] - 1)
+        rest = chosen.clone()
+        rest[at] = targets.weights[at] * choice + targets.words[at] * word
+        chosen = rest
+    return chosen.sum(), each.detach(), logits.argmax(dim=-1) == targets.tokens
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, 70])
@@ -51,11 +66,11 @@ def test_values_and_gradients_are_those_of_cross_entropy_over_all_logits(
     if kind == "frozen":
         head.requires_grad_(False)
         trained = []
-    states, targets, weights = case(count)
-    targets[0] = 290
-    wanted = reference(head, states, targets, weights)
+    states, targets = case(count)
+    targets.tokens[0] = 290
+    wanted = reference(head, states, targets)
     gradients = torch.autograd.grad(wanted[0] / 7, [states, *trained])
-    found = head_loss(head, states, targets, weights)
+    found = head_loss(head, states, targets)
     assert torch.allclose(found.total, wanted[0], rtol=1e-5)
     assert torch.allclose(found.each, wanted[1], atol=1e-5)
     assert torch.equal(found.hits, wanted[2])
@@ -66,8 +81,7 @@ def test_values_and_gradients_are_those_of_cross_entropy_over_all_logits(
 
 
 def test_no_labelled_position_gives_zero_and_no_gradient() -> None:
-    states, targets, weights = case(0)
-    found = head_loss(nn.Linear(WIDTH, VOCABULARY), states, targets, weights)
+    found = head_loss(nn.Linear(WIDTH, VOCABULARY), *case(0))
     found.total.backward()
     assert (
         float(found.total.detach()) == 0 and found.each.shape == (0,) and found.hits.shape == (0,)
@@ -76,21 +90,34 @@ def test_no_labelled_position_gives_zero_and_no_gradient() -> None:
 
 def test_without_gradients_the_values_are_the_same() -> None:
     head = nn.Linear(WIDTH, VOCABULARY)
-    states, targets, weights = case(9)
+    states, targets = case(9)
     with torch.no_grad():
-        found = head_loss(head, states, targets, weights)
-    assert torch.allclose(found.each, reference(head, states, targets, weights)[1], atol=1e-5)
+        found = head_loss(head, states, targets)
+    assert torch.allclose(found.each, reference(head, states, targets)[1], atol=1e-5)
     assert not found.total.requires_grad
 
 
 def test_a_target_that_the_model_thinks_impossible_has_its_full_loss() -> None:
     head = nn.Linear(1, 3, bias=False)
     head.weight.data = torch.tensor([[200.0], [0.0], [-100.0]])
-    found = head_loss(head, torch.ones(1, 1), torch.tensor([2]), torch.ones(1))
+    one = torch.ones(1)
+    targets = Targets(torch.tensor([2]), one, torch.tensor([1]), one)
+    found = head_loss(head, torch.ones(1, 1), targets)
     assert float(found.each.detach()) == 300.0 and not bool(found.hits)
 
 
+def test_a_refused_token_that_is_nearly_certain_is_pushed_down_by_its_whole_weight() -> None:
+    head = nn.Linear(1, 3, bias=False)
+    head.weight.data = torch.tensor([[50.0], [0.0], [0.0]])
+    targets = Targets(torch.tensor([2]), 4 * torch.ones(1), torch.tensor([0]), torch.ones(1))
+    found = head_loss(head, torch.ones(1, 1), targets)
+    found.total.backward()
+    assert float(found.total.detach()) == pytest.approx(4 * (50 - math.log(2)) + math.log(2))
+    # Down by the choice's weight; of the others, the choice raises both alike, the word only one.
+    assert head.weight.grad[:, 0].tolist() == pytest.approx([4.0, -1.5, -2.5])
+
+
 def test_a_state_that_is_not_a_number_shows_in_the_loss() -> None:
-    states, targets, weights = case(4)
-    found = head_loss(nn.Linear(WIDTH, VOCABULARY), states * torch.nan, targets, weights)
+    states, targets = case(4)
+    found = head_loss(nn.Linear(WIDTH, VOCABULARY), states * torch.nan, targets)
     assert bool(found.total.isnan())

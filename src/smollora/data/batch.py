@@ -17,7 +17,7 @@ import random
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 MIN_SHARED = 24
 """A shorter common prompt is not worth a tree."""
@@ -31,6 +31,17 @@ SEGMENT_LINES = 256
 """The segment table is padded to a multiple of this, so that its shape seldom changes."""
 
 
+class Refusal(NamedTuple):
+    """A token that is no call though it could have been one."""
+
+    at: int
+    """Index of the token in its row."""
+    refused: int
+    """The token that would have opened a call."""
+    word: float
+    """Weight of which token it is instead; the row's weight there is that of refusing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What training needs of a rendered row."""
@@ -41,6 +52,7 @@ class Row:
     """Weight of each token in the loss; 0 = not trained."""
     parts: tuple[int, ...] | array[int]
     """Index into `types.PARTS`, -1 where not trained."""
+    refusals: tuple[Refusal, ...] = ()
 
     @property
     def first_trained(self) -> int:
@@ -55,6 +67,7 @@ class Row:
             array("i", self.token_ids),
             array("f", self.weights),
             array("b", self.parts),
+            self.refusals,
         )
 
 
@@ -77,7 +90,7 @@ class Batch:
 
     Shapes: `token_ids`, `position_ids` [1, length]; `segments` [lines, 4] as attention.py reads
     them; `select` [n] positions whose next token is trained; `targets`, `parts` [n]; `weights` [n]
-    float32.
+    float32; `refused` [n] int64 and `words` [n] float32 as train/head.py takes them.
     """
 
     token_ids: Any
@@ -86,6 +99,8 @@ class Batch:
     select: Any
     targets: Any
     weights: Any
+    refused: Any
+    words: Any
     parts: Any
     row_ids: tuple[str, ...]
     real_tokens: int
@@ -207,6 +222,8 @@ def build_batch(pack: Sequence[Tree], length: int, pad_id: int) -> Batch:
     select: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
+    refused: list[int] = []
+    words: list[float] = []
     parts: list[int] = []
     row_ids: list[str] = []
     at = whole = 0
@@ -222,11 +239,15 @@ def build_batch(pack: Sequence[Tree], length: int, pad_id: int) -> Batch:
             token_ids[at : at + own] = row.token_ids[shared:]
             position_ids[at : at + own] = range(shared, shared + own)
             segments.append((start, shared, at, own))
+            refusals = {each.at: each for each in row.refusals}
             for index in range(shared + 1, len(row.token_ids)):
                 if row.weights[index] > 0:
                     select.append(at + index - shared - 1)
                     targets.append(row.token_ids[index])
                     weights.append(row.weights[index])
+                    refusal = refusals.get(index)
+                    refused.append(refusal.refused if refusal else 0)
+                    words.append(refusal.word if refusal else row.weights[index])
                     parts.append(row.parts[index])
             at += own
             whole += len(row.token_ids)
@@ -240,6 +261,8 @@ def build_batch(pack: Sequence[Tree], length: int, pad_id: int) -> Batch:
         torch.tensor(select, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(refused, dtype=torch.long),
+        torch.tensor(words, dtype=torch.float32),
         torch.tensor(parts, dtype=torch.long),
         tuple(row_ids),
         at,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from smollora.config import PartWeights
-from smollora.data.batch import Row
+from smollora.data.batch import Refusal, Row
 from smollora.formats import get_format
 from smollora.tokens import TokenFacts
 from smollora.types import PARTS, Part, Rendered
@@ -58,13 +58,14 @@ def training_row(
 ) -> Row:
     """A rendered row with the weight of each of its tokens."""
     parts = parts_of(row, facts, tokenizer)
+    opener, no_call = facts.open.id, weights.no_call if has_tools else None
     values: list[float] = []
+    refusals: list[Refusal] = []
     for index, part in enumerate(parts):
-        if part is None:
-            values.append(0.0)
-            continue
+        values.append(0.0 if part is None else getattr(weights, part))
         starts = index == 0 or not row.trained[index - 1]
-        decision = weights.first_word if has_tools and starts and part == "text" else None
-        values.append(getattr(weights, part) if decision is None else decision)
+        if no_call is not None and opener is not None and starts and part == "text":
+            refusals.append(Refusal(index, opener, values[-1]))
+            values[-1] = no_call
     codes = tuple(-1 if part is None else PARTS.index(part) for part in parts)
-    return Row(row.conversation_id, row.token_ids, tuple(values), codes)
+    return Row(row.conversation_id, row.token_ids, tuple(values), codes, tuple(refusals))

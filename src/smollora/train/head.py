@@ -5,6 +5,10 @@ In: hidden states of labelled positions, targets, weights. Out: the weighted sum
 gradients of the states and of whatever the head trains. Nothing is computed twice and no tensor of
 [positions, vocabulary] is kept: one in float32 costs more in fresh pages than in arithmetic.
 Source: Liger kernel's fused linear cross entropy (Hsu et al. 2024), here in plain PyTorch.
+
+The surprise: where an answer in words begins though it could have been a call, the cross entropy is
+taken apart, -log P(target) = -log(1 - P(refused)) - log P(target | not refused), and each half has
+a weight of its own: that no call is opened, and which word it is instead.
 """
 
 from __future__ import annotations
@@ -41,21 +45,40 @@ class HeadLoss(NamedTuple):
     """Whether the target was the most likely token [n], bool."""
 
 
-def head_loss(head: Any, states: Tensor, targets: Tensor, weights: Tensor) -> HeadLoss:
+class Targets(NamedTuple):
+    """What is to come at each of n positions, and what that weighs."""
+
+    tokens: Tensor
+    """[n] int64."""
+    weights: Tensor
+    """[n] float32: weight of the loss; where a token is refused, of not choosing that one."""
+    refused: Tensor
+    """[n] int64: a token that must not be chosen; any where `words` is `weights`."""
+    words: Tensor
+    """[n] float32: weight of which other token it is; `weights` where none is refused."""
+
+    def filled(self, more: int) -> Targets:
+        """With so many more positions that weigh nothing."""
+        return Targets(*(functional.pad(each, (0, more)) for each in self))
+
+    def at(self, here: slice) -> Targets:
+        """Some of the positions."""
+        return Targets(*(each[here] for each in self))
+
+
+def head_loss(head: Any, states: Tensor, targets: Targets) -> HeadLoss:
     """Cross entropy of `head(states)`.
 
     Args:
         head: module from states to logits; whatever it trains gets its gradient.
         states: [n, width]; n may be 0.
-        targets: [n] int64.
-        weights: [n] float32.
+        targets: of n positions.
     """
     trained = _trained(head, states) if torch.is_grad_enabled() else []
-    count = len(targets)
+    count = len(targets.tokens)
     more = -count % ROUND
     filled = functional.pad(states, (0, 0, 0, more))
-    targets, weights = functional.pad(targets, (0, more)), functional.pad(weights, (0, more))
-    total, each, hits = _HeadLoss.apply(head, filled, targets, weights, *trained)
+    total, each, hits = _HeadLoss.apply(head, filled, targets.filled(more), *trained)
     return HeadLoss(total, each[:count], hits[:count])
 
 
@@ -80,19 +103,21 @@ def _trained(head: Any, states: Tensor) -> list[Tensor]:
 class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, head: Any, states: Tensor, targets: Tensor, weights: Tensor, *trained: Tensor
+        ctx: Any, head: Any, states: Tensor, targets: Targets, *trained: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         wanted = any(ctx.needs_input_grad)
-        each = torch.empty(len(targets), device=states.device)
-        hits = torch.empty(len(targets), dtype=torch.bool, device=states.device)
+        count = len(targets.tokens)
+        each = torch.empty(count, device=states.device)
+        weighted = torch.empty(count, device=states.device)
+        hits = torch.empty(count, dtype=torch.bool, device=states.device)
         d_states = torch.zeros_like(states)
         d_trained = [torch.zeros_like(parameter) for parameter in trained]
-        for here in _pieces(len(targets), CHUNK):
+        for here in _pieces(count, CHUNK):
             with torch.set_grad_enabled(wanted):
                 piece = states[here].detach().requires_grad_(wanted)
                 logits = head(piece)
             gradient = logits.detach()
-            _to_gradient(gradient, targets[here], weights[here], each[here], hits[here])
+            _to_gradient(gradient, targets.at(here), each[here], weighted[here], hits[here])
             if wanted:
                 found = torch.autograd.grad(logits, [piece, *trained], gradient, allow_unused=True)
                 d_states[here] = found[0]
@@ -101,7 +126,7 @@ class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
                         total += more
         ctx.save_for_backward(d_states, *d_trained)
         ctx.mark_non_differentiable(each, hits)
-        return (each * weights).sum(), each, hits
+        return weighted.sum(), each, hits
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -110,7 +135,6 @@ class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
         return (
             None,
             (d_states * scale).to(d_states.dtype),
-            None,
             None,
             *((grad * scale).to(grad.dtype) for grad in d_trained),
         )
@@ -152,23 +176,28 @@ class _HeadWithRows(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _to_gradient(
-    logits: Tensor, targets: Tensor, weights: Tensor, each: Tensor, hits: Tensor
+    logits: Tensor, targets: Targets, each: Tensor, weighted: Tensor, hits: Tensor
 ) -> None:
     """Turn logits [n, vocabulary] into the gradient of their weighted losses, in place, and fill
-    `each` and `hits` [n].
+    `each` (losses without weights), `weighted` and `hits` [n].
     """
     lines = LINES if logits.device.type == "cpu" else CHUNK
-    for here in _pieces(len(targets), lines):
+    for here in _pieces(len(logits), lines):
         values = logits[here].to(torch.float32, copy=True)
-        target, weight = targets[here, None], weights[here, None]
+        target, weight, refused, word = (part[:, None] for part in targets.at(here))
         top = values.amax(dim=-1, keepdim=True)
         picked = values.gather(1, target)
         hits[here] = (picked >= top)[:, 0]
         values.sub_(top).clamp_(min=LEAST).exp_()
-        total = values.sum(dim=-1, keepdim=True)
-        each[here] = (total.log() + top - picked)[:, 0]
-        values.mul_(weight / total).scatter_add_(1, target, -weight)
-        logits[here] = values
+        opened = values.gather(1, refused)
+        others = values.scatter_(1, refused, 0.0).sum(dim=-1, keepdim=True)
+        total = others + opened
+        loss, choice = total.log() + top - picked, (total / others).log()
+        each[here] = loss[:, 0]
+        weighted[here] = (word * loss + (weight - word) * choice)[:, 0]
+        odds = (weight - word) * opened / others
+        values.mul_((word - odds) / total).scatter_(1, refused, weight * opened / total)
+        logits[here] = values.scatter_add_(1, target, -word)
 
 
 def _pieces(length: int, size: int) -> Iterator[slice]:

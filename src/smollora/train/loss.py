@@ -17,7 +17,7 @@ from smollora.config import TrainSection
 from smollora.data.batch import Batch, Row, build_batch, plan_batches
 from smollora.errors import ModelError
 from smollora.train.fused_lora import FusedLora
-from smollora.train.head import head_loss
+from smollora.train.head import Targets, head_loss
 from smollora.types import PARTS
 
 OWN_ATTENTION = {"trees": TREES, "blocks": blocks.NAME}
@@ -174,8 +174,9 @@ class TreeLoss:
                 **where,
             ).last_hidden_state
             states = hidden.reshape(-1, hidden.shape[-1])[batch.select.to(self.device)]
-            weights = batch.weights.to(self.device)
-            found = head_loss(self.head, states, batch.targets.to(self.device), weights)
+            given = (batch.targets, batch.weights, batch.refused, batch.words)
+            targets = Targets(*(each.to(self.device) for each in given))
+            found = head_loss(self.head, states, targets)
         parts = batch.parts.to(self.device)
 
         def by_part(values: Any) -> Any:
@@ -183,7 +184,7 @@ class TreeLoss:
 
         return PackLoss(
             found.total,
-            weights.sum(),
+            targets.weights.sum(),
             by_part(found.each),
             by_part(torch.ones_like(found.each)),
             by_part(found.hits.to(found.each.dtype)),
