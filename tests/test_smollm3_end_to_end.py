@@ -229,9 +229,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         [
             f"model.source={folder / 'model'}",
             "mix.tool_share=0.6",
-            *("train.lr=1e-2", "train.epochs=60", "train.max_epochs=null"),
+            *("train.lr=1e-2", "train.epochs=45", "train.max_epochs=null"),
             *("train.batch_tokens=1728", "train.dtype=float32", "train.compile='off'"),
-            "merge.dtype=float32",
+            *("merge.dtype=float32", "merge.positions=200"),  # of 128,256 logits each
             *(f"probe.cases={make_cases(folder)}", "probe.max_new_tokens=96"),
             "probe.base_max_new_tokens=16",
         ],
