@@ -53,11 +53,11 @@ FORM_BESIDE_TOOLS = 3
 """Of so many cases with a demand of form, one is also put beside tools, once."""
 
 
-LIST_SIZES = (1, 1, 2, 2, 3, 3, 4, 5)
+LIST_SIZES = (1, 1, 1, 1, 2, 2, 3, 3, 4, 5)
 """Tools on one training list, drawn evenly."""
 MOST_TOOLS = 4
 """Tools on a list for cases that need several."""
-LIST_CASES = 5
+LIST_CASES = 4
 """Cases of a list, but for what is rare: other tools teach more than more requests for the same."""
 SEVERAL_CALLS = 2
 """Requests for several calls at once that a list has beside those, where it fits so many."""
