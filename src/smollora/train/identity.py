@@ -91,4 +91,5 @@ def _hash_rows(rows: Sequence[Row]) -> str:
         digest.update(row.conversation_id.encode())
         digest.update(array("i", row.token_ids).tobytes())
         digest.update(array("f", row.weights).tobytes())
+        digest.update(repr(row.refusals).encode())
     return digest.hexdigest()

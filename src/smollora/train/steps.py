@@ -7,7 +7,7 @@ does that takes both packs after each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from smollora.data.batch import Batch, BatchPlan, build_batch
 
@@ -69,5 +69,5 @@ class StepPlan:
         made = [build_batch(self.plan.packs[pack], self.plan.length, self.pad_id) for pack in mine]
         if idle := max(0, wanted - len(mine)):
             other = build_batch(self.plan.packs[packs[0]], self.plan.length, self.pad_id)
-            made += [replace(other, weights=other.weights * 0)] * idle
+            made += [other.weighing_nothing()] * idle
         return Step(index, tuple(made), idle)
