@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from smollora.data.batch import Refusal, Row
 from smollora.errors import ConfigError, SmolloraError
 from smollora.train import checkpoint
 from tiny_runs import copy_run, mixed_run, smollora
@@ -199,9 +201,15 @@ def test_a_half_written_checkpoint_is_passed_over_and_removed(
     assert train(tmp_path).summary["resumed_at"] == 3
 
 
-def test_other_rows_are_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+REFUSING = replace(ROWS[0], refusals=(Refusal(ROWS[0].first_trained, 5, 0.5),))
+
+
+@pytest.mark.parametrize("rows", [ROWS[:-1], [REFUSING, *ROWS[1:]]], ids=["fewer", "refusing"])
+def test_other_rows_are_another_training(
+    rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cut_training(tmp_path, 2, monkeypatch)
-    monkeypatch.setattr("tiny_training.ROWS", ROWS[:-1])
+    monkeypatch.setattr("tiny_training.ROWS", rows)
     with pytest.raises(ConfigError, match="training rows: another one"):
         train(tmp_path)
 

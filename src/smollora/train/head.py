@@ -29,8 +29,8 @@ left, those of any size break the heap into pieces (docs/log.md).
 LINES = 16
 """Lines of them that a processor makes float32 at one time: as many as a core's cache holds."""
 LEAST = -60.0
-"""Log-probabilities below this count as this in the gradient: smaller ones are subnormal numbers,
-which a processor multiplies many times as slowly.
+"""Log-probabilities below this count as this in the gradient, and in the loss of refusing a
+token: smaller ones are subnormal numbers, which a processor multiplies many times as slowly.
 """
 
 
