@@ -182,7 +182,7 @@ def test_formats_and_templates_and_types_need_the_standard_library_and_little_el
         "types": set(),
         "formats": set(),
         "formats.hermes": set(),
-        "runs": set(),
+        "runs": {"filelock"},
         "verify": set(),
         "render": set(),
         "tokens": {"pydantic"},

@@ -5,6 +5,7 @@ Whole runs of a model of two layers; `tiny_runs` builds everything.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -180,7 +181,7 @@ def test_the_merged_model_answers_under_the_template_it_was_trained_with(finishe
 
 def test_no_temporary_file_is_left(finished: Place) -> None:
     hidden = {path.name for path in finished.run.rglob(".*")}
-    assert hidden == {".done"}
+    assert hidden == {".done", ".lock"}
 
 
 def test_two_runs_of_a_recipe_train_to_the_same_loss(finished: Place, tmp_path: Path) -> None:
@@ -430,7 +431,7 @@ def test_a_model_folder_is_never_seen_half_written(
         )
     assert said.code == 130
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert {path.name for path in place.run.rglob(".*")} <= {".done"}
+    assert {path.name for path in place.run.rglob(".*")} <= {".done", ".lock"}
     assert place.go()[0] == later(stage)
 
 
@@ -456,6 +457,23 @@ def test_a_stage_that_does_not_exist_cannot_be_forced(place: Place) -> None:
     run = Run(place.resolved(), place.run, Console(quiet=True))
     with pytest.raises(ConfigError, match="traim"):
         run_stages(run, ALL, force=["traim"])
+
+
+@pytest.mark.parametrize("verb", ["run", "merge"])
+def test_a_second_smollora_in_a_run_folder_is_refused_and_changes_nothing(
+    place: Place, verb: str
+) -> None:
+    """The other one's lock is taken here by the system's call itself."""
+    before = times(place.run)
+    recipe = place.folder / "recipe.yaml"
+    with open(place.run / ".lock", "a", encoding="utf-8") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        said = smollora(verb, recipe, "--runs", place.run.parent, "merge.positions=100")
+        assert said.code == 2
+        assert said.err.count("error: ") == 1 and "another smollora is at work in" in said.err
+        assert "--name" in said.err
+        assert times(place.run) == before
+    assert place.go() == ([], ALL), "a lock of a process that has ended is none"
 
 
 def test_a_run_can_be_repeated_from_the_recipe_that_it_left(place: Place) -> None:

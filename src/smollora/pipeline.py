@@ -25,6 +25,7 @@ from smollora.errors import ConfigError
 from smollora.memory import give_back_freed_memory
 from smollora.runs import (
     SCHEMA_VERSION,
+    alone_in,
     code_version,
     hash_file,
     hash_of,
@@ -114,7 +115,7 @@ def run_stages(run: Run, wanted: Sequence[str], *, force: Sequence[str] = ()) ->
         What became of each stage: "done" or "skipped".
 
     Raises:
-        ConfigError: `force` names no stage.
+        ConfigError: `force` names no stage, or another process works in the run folder.
         GateFailed: everything ran and a gate fell short.
     """
     unknown = [name for name in force if name not in STAGES]
@@ -129,12 +130,18 @@ def run_stages(run: Run, wanted: Sequence[str], *, force: Sequence[str] = ()) ->
         stages.check_machine(run)
     if launch.processes() > 1 and not _leads(run, wanted):
         return {}
-    run.folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(run.folder):
+        return _run_all(run, names[: last + 1], keys, force)
+
+
+def _run_all(
+    run: Run, names: Sequence[str], keys: dict[str, str], force: Sequence[str]
+) -> dict[str, str]:
     write_whole(run.folder / "recipe.yaml", dump_recipe(run.recipe))
     _write_manifest(run, keys)
     outcome: dict[str, str] = {}
     stale = False
-    for name in names[: last + 1]:
+    for name in names:
         if name == "train" and launch.processes() > 1:
             launch.wait_for_everyone(_device(run))
         folder = run.folder / name

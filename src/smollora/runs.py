@@ -19,9 +19,37 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from smollora.errors import DataError, SmolloraError
+from smollora.errors import ConfigError, DataError, SmolloraError
 
 SCHEMA_VERSION = 1
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else works in this run folder meanwhile. The lock, on its file `.lock`, is the
+    system's: it ends with the process, however that ends.
+
+    Raises:
+        ConfigError: another process works there.
+        SmolloraError: the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"another smollora is at work in {folder}",
+            "wait until it has ended, or give this run a name of its own: --name NAME",
+        ) from error
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -47,10 +75,14 @@ def whole_file(path: Path) -> Iterator[Path]:
         finally:
             os.close(handle)
     except OSError as error:
-        raise SmolloraError(
-            f"cannot write {path}: {error.strerror or error}",
-            "free some space or choose another folder with --runs; finished stages are kept",
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> SmolloraError:
+    return SmolloraError(
+        f"cannot write {path}: {error.strerror or error}",
+        "free some space or choose another folder with --runs; finished stages are kept",
+    )
 
 
 @contextmanager
