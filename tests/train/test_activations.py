@@ -82,19 +82,18 @@ def test_computed_again_losses_and_gradients_are_the_same(family: str, dropout: 
     assert few < 0.3 * kept, "layers keep what they are given alone"
 
 
-@pytest.mark.parametrize(("family", "dropout"), [("smollm3", 0.2), ("qwen3", 0.0)])
-def test_so_they_are_where_layers_are_compiled(family: str, dropout: float) -> None:
+def test_so_they_are_where_layers_are_compiled() -> None:
     """Compiled kernels draw their own dropout: what came out with the same kernels is compared.
 
     Every layer is compiled through the same method of a module, and past eight kinds of layers
-    torch gives up on it without a word: what earlier tests compiled is forgotten first. Layers
-    without and with rotary embedding, both with dropout; layers with norms of queries and keys,
-    without dropout. Llama's and Mistral's are SmolLM3's with rotary embedding.
+    torch gives up on it without a word: what earlier tests compiled is forgotten first. Qwen 3's
+    layers have all that others have, and norms of queries and keys; compiling is most of the time.
     """
+    family = "qwen3"
     torch._dynamo.reset()
     counted = torch._dynamo.utils.counters["stats"]
     before = counted["unique_graphs"]
-    settings: dict[str, Any] = {"dropout": dropout, "compile": "on"}
+    settings: dict[str, Any] = {"dropout": 0.2, "compile": "on"}
     plain, expected, kept = computed(family, again=False, **settings)
     again, found, few = computed(family, again=True, **settings)
     assert counted["unique_graphs"] >= before + 2, "one graph as it is, one computed again"

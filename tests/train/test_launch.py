@@ -91,15 +91,20 @@ def test_two_processes_train_what_one_does(
     assert out.count("train ") == 1, "one process prints"
 
 
-def test_what_only_one_process_can_do_is_refused(mixed: Path) -> None:
-    launcher = torchrun(2)
-    process = start("run", mixed / "recipe.yaml", "--runs", mixed / "runs", launcher=launcher)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert err.count("error: 2 processes were launched for") == 1
-
-
 # ── in this process ───────────────────────────────────────────────────────────────────────────
+
+
+def test_what_only_one_process_can_do_is_refused_and_the_first_says_so(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        said.append(smollora("run", mixed / "recipe.yaml", "--runs", mixed / "runs"))
+    assert [each.code for each in said] == [2, 2]
+    told = [each.err.count("error: 2 processes were launched for") for each in said]
+    assert told == [1, 0]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])

@@ -28,7 +28,6 @@ from tiny_training import (
     last_checkpoint,
     section,
     start,
-    torchrun,
     wait_for_checkpoint,
 )
 
@@ -37,10 +36,10 @@ ONE = ("-m", "smollora")
 
 
 def sharding(processes: int, *way: object) -> tuple[str, ...]:
-    """The start of a command line that asks accelerate for FSDP 2, or for `way`; types and
-    compiling, which it is asked for as well, are the recipe's.
+    """The start of a command line that asks accelerate for `way`; types and compiling, which it is
+    asked for as well, are the recipe's.
     """
-    asked = [str(word) for word in way] or ["--use_fsdp", "--fsdp_version=2"]
+    asked = [str(word) for word in way]
     if "--config_file" not in asked:  # DeepSpeed's own file has types
         asked.append("--mixed_precision=bf16")
     return (
@@ -88,7 +87,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Callabl
     def make(embeddings: str) -> Mixed:
         folder = tmp_path_factory.mktemp(embeddings)
         settings = {**THREE_PACKS, "train__embeddings": embeddings, "train__checkpoint_every": 2}
-        mixed_run(folder, **settings, train__loraplus_lr_ratio=2)
+        settings |= {"train__epochs": 6, "train__max_epochs": 6, "train__loraplus_lr_ratio": 2}
+        mixed_run(folder, **settings)
         found = Mixed(folder, folder / "recipe.yaml", folder / "one" / "tiny")
         found.finish_here(found.copy("one"))
         return found
@@ -123,65 +123,49 @@ def same_training(found: Path, expected: Path, *, held: float, resumed_at: int) 
     )
 
 
-@pytest.mark.parametrize("embeddings", ["tool_tokens", "lora"])
-def test_shared_among_two_processes_and_killed_a_training_is_that_of_one_and_merges(
-    embeddings: str, mixed: Callable[[str], Mixed]
-) -> None:
-    """It goes on as it was begun, or in processes that hold the whole model, two or one:
-    checkpoints are the same.
-    """
-    rows = mixed(embeddings)
-    run = rows.copy("killed")
-    kept = kill_halfway(rows, run, sharding(2))
-    again, whole = rows.copy("again", run), rows.copy("whole", run)
-    launched = [(again, sharding(2), 0.5)]
-    if embeddings == "tool_tokens":
-        launched.append((whole, torchrun(2), 1.0))
-    else:
-        rows.finish_here(whole)
-        same_training(whole, rows.one, held=1.0, resumed_at=kept)
-    for place, launcher, held in launched:
-        out = rows.finish(place, launcher)
-        assert out.count("train ") == 1, "one process prints"
-        same_training(place, rows.one, held=held, resumed_at=kept)
-    said = smollora("merge", rows.recipe, "--runs", again.parent)
-    assert said.code == 0, said.err
-    assert json.loads((again / "merge" / "summary.json").read_text())["passed"]
-
-
 @pytest.mark.parametrize(
-    ("stage", "embeddings", "held"), [(2, "tool_tokens", 1.0), (3, "tool_tokens", 0.5)]
+    ("embeddings", "relay"),
+    [("tool_tokens", ("fsdp", "zero-2", "zero-3")), ("lora", ("zero-3", "fsdp"))],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-def test_by_deepspeed_and_killed_a_training_is_that_of_one(
-    stage: int, embeddings: str, held: float, mixed: Callable[[str], Mixed]
+def test_shared_among_two_processes_killed_and_gone_on_with_a_training_is_that_of_one_and_merges(
+    embeddings: str, relay: tuple[str, ...], mixed: Callable[[str], Mixed]
 ) -> None:
-    """ZeRO 2 from options; ZeRO 3 from accelerate's config file and DeepSpeed's own, which names an
-    optimizer and types that are the recipe's to choose, and limits at which a tiny model is spread.
-    It goes on as it was begun, or in one process, a new one or that of the tests: checkpoints are
-    the same.
+    """Each way goes on with what the one before it left when it was killed, the last one to the
+    end. What each left is also finished by one process, that of the tests or a new one.
     """
     rows = mixed(embeddings)
-    way: tuple[object, ...] = ("--use_deepspeed", "--zero_stage", stage)
-    if stage == 3:
-        write_json(rows.folder / "zero.json", ZERO_3)
-        config = {
-            **ACCELERATE,
-            "deepspeed_config": {"deepspeed_config_file": f"{rows.folder}/zero.json"},
-        }
-        write_json(rows.folder / "accelerate.json", config)
-        way = ("--config_file", rows.folder / "accelerate.json")
-    launcher = sharding(2, *way)
-    run = rows.copy(f"zero-{stage}")
-    kept = kill_halfway(rows, run, launcher)
-    again, alone = (rows.copy(f"zero-{stage}-{name}", run) for name in ("again", "alone"))
-    rows.finish(again, launcher)
-    same_training(again, rows.one, held=held, resumed_at=kept)
-    if stage == 2:
-        out = rows.finish(alone, ONE)
-        assert "WARNING" not in out, "DeepSpeed that is installed, and not used"
-    else:
-        rows.finish_here(alone)
-    same_training(alone, rows.one, held=1.0, resumed_at=kept)
+    run, kept = rows.copy("relay"), 0
+    *killed, last = relay
+    for way in killed:
+        kept = kill_halfway(rows, run, launcher_of(way, rows.folder), max(4, kept + 2))
+        alone = rows.copy(f"after-{way}", run)
+        if way == "zero-2":
+            assert "WARNING" not in rows.finish(alone, ONE), "DeepSpeed: installed, and not used"
+        else:
+            rows.finish_here(alone)
+        same_training(alone, rows.one, held=1.0, resumed_at=kept)
+    out = rows.finish(run, launcher_of(last, rows.folder))
+    assert out.count("train ") == 1, "one process prints"
+    same_training(run, rows.one, held=0.5, resumed_at=kept)
+    said = smollora("merge", rows.recipe, "--runs", run.parent)
+    assert said.code == 0, said.err
+    assert json.loads((run / "merge" / "summary.json").read_text())["passed"]
+
+
+def launcher_of(way: str, folder: Path) -> tuple[str, ...]:
+    """FSDP 2 and ZeRO 2 from options; ZeRO 3 from accelerate's config file and DeepSpeed's own,
+    which names an optimizer and types that are the recipe's to choose, and limits at which a tiny
+    model is spread.
+    """
+    if way == "fsdp":
+        return sharding(2, "--use_fsdp", "--fsdp_version=2")
+    if way == "zero-2":
+        return sharding(2, "--use_deepspeed", "--zero_stage=2")
+    write_json(folder / "zero.json", ZERO_3)
+    own = {"deepspeed_config_file": f"{folder}/zero.json"}
+    write_json(folder / "accelerate.json", {**ACCELERATE, "deepspeed_config": own})
+    return sharding(2, "--config_file", folder / "accelerate.json")
 
 
 ACCELERATE = {
@@ -206,10 +190,10 @@ ZERO_3 = {
 }
 
 
-def kill_halfway(rows: Mixed, run: Path, launcher: tuple[str, ...]) -> int:
-    """Train until some checkpoints are there, then SIGKILL: the step of the last one."""
+def kill_halfway(rows: Mixed, run: Path, launcher: tuple[str, ...], step: int) -> int:
+    """Train until a checkpoint of `step` is there, then SIGKILL: the step of the last one."""
     process = rows.start(run, launcher)
-    wait_for_checkpoint(process, run, 4)
+    wait_for_checkpoint(process, run, step)
     kill_tree(process)
     assert not (run / "train" / "adapter").exists()
     return last_checkpoint(run)
