@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from smollora.config import MergeSection, TrainSection
 from smollora.data.batch import Row
 from smollora.errors import ConfigError, ModelError
-from smollora.merge import apply_merge, load_live, plan_merge
+from smollora.merge import Lean, apply_merge, load_live, plan_merge
 from smollora.train import Trained, train_adapter
 from tiny_models import FAMILIES, save_model, tiny_model, tiny_tokenizer
 
@@ -219,6 +219,39 @@ def test_pefts_own_merge_of_a_tied_model_with_lora_on_the_embedding_is_still_wro
 
 
 SAMPLE = torch.tensor([[*ROWS[0].token_ids, *TAGS, 5, 6]])
+
+
+@pytest.mark.parametrize("nats", [0.7, -0.4])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_bias_moves_the_opening_token_alone_and_the_merge_is_proved_with_it(
+    tied: bool, mode: str, nats: float, tmp_path: Path
+) -> None:
+    """Against the live adapter without it, opened by peft: where answers begin, the opening token's
+    logit rises by so much in the mean, and no other's changes.
+    """
+    base, adapter, _ = trained(tmp_path, tiny_model("llama", tied=tied), mode)
+    begin = [row.token_ids[: row.weights.index(1.0)] for row in ROWS[:4]]
+    plan = plan_merge(base, adapter, tmp_path / "merged", "float32")
+    made = apply_merge(plan, PROOF, MergeSection(), lean=Lean(TAGS[0], nats, begin))
+    assert made["passed"] and made["open_bias"] == nats
+    merged = AutoModelForCausalLM.from_pretrained(plan.out, dtype=torch.float32).eval()
+    before, after = (
+        torch.stack([model(input_ids=torch.tensor([ids])).logits[0, -1] for ids in begin])
+        for model in (as_trained(base, adapter), merged)
+    )
+    moved = (after - before).detach()
+    assert moved[:, TAGS[0]].mean().item() == pytest.approx(nats, abs=1e-3)
+    others = [token for token in range(moved.shape[1]) if token != TAGS[0]]
+    assert moved[:, others].abs().max() < 1e-3
+
+
+def test_a_bias_without_a_prompt_to_measure_it_on_is_refused(tmp_path: Path) -> None:
+    base, adapter, _ = trained(tmp_path, tiny_model("llama"), "tool_tokens")
+    plan = plan_merge(base, adapter, tmp_path / "merged", "float32")
+    with pytest.raises(ConfigError, match="no held-out row with tools") as refused:
+        apply_merge(plan, PROOF, MergeSection(), lean=Lean(TAGS[0], 1.0, ()))
+    assert "merge.open_bias" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -444,6 +444,14 @@ class MergeSection(Section):
         description="Mean KL divergence of the saved model from the live adapter, nats.",
     )
     positions: int = Field(default=800, ge=1, description="Positions that the proof compares.")
+    open_bias: float = Field(
+        default=0.0,
+        ge=-5,
+        le=5,
+        description="Nats by which the opening token is made likelier where an answer begins, in"
+        " the mean; below 0 less likely. Moves how readily the model calls without training again:"
+        " the probe says what it costs.",
+    )
 
 
 class ProbeSection(Section):

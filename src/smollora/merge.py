@@ -39,6 +39,17 @@ CARRIED = (
 
 
 @dataclass(frozen=True, slots=True)
+class Lean:
+    """How much more readily the merged model is to open a call than the adapter does."""
+
+    opener_id: int
+    nats: float
+    """By which the opening token's logit rises, in the mean over `beginnings`."""
+    beginnings: Sequence[Sequence[int]]
+    """Token ids of prompts, each up to where an answer begins."""
+
+
+@dataclass(frozen=True, slots=True)
 class MergePlan:
     """What a merge will do."""
 
@@ -111,12 +122,57 @@ def _put_on(plan: MergePlan, model: Any, dtype: str) -> Any:
     return live.eval()
 
 
+def lean_towards_calls(live: Any, lean: Lean) -> None:
+    """Change the opening token's row of the head so that its logit rises by `lean.nats` in the
+    mean where answers begin: the smallest change that does, along the mean of what the head is
+    given there. Where head and embedding are one, the token is also read a little differently.
+
+    Raises:
+        ConfigError: there is no prompt, or the head is not one that has rows.
+    """
+    import torch
+
+    given: list[Any] = []
+    head = live.get_output_embeddings()
+    row = _row_of(head, lean.opener_id)
+    if row is None or not lean.beginnings:
+        what = "a head without rows of tokens" if row is None else "no held-out row with tools"
+        raise ConfigError(
+            f"merge.open_bias cannot be applied: {what}",
+            "leave merge.open_bias at 0, and train with another weight of `open` instead",
+        )
+    hook = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0][0, -1].float()))
+    try:
+        for ids in lean.beginnings:
+            live(input_ids=torch.tensor([list(ids)]), use_cache=False)
+    finally:
+        hook.remove()
+    mean = torch.stack(given).mean(0)
+    row += (lean.nats / mean.dot(mean) * mean).to(row.dtype)
+
+
+def _row_of(head: Any, token_id: int) -> Any:
+    """The row of a token in a live adapter's head, to be changed in place; None without one."""
+    trained = getattr(head, "token_adapter", None)
+    if trained is not None:
+        name = trained.active_adapters[0]
+        ids = list(trained.token_indices[name])
+        if token_id in ids:
+            return trained.trainable_tokens_delta[name][ids.index(token_id)]
+        return trained.base_layer.weight[token_id]
+    if hasattr(head, "modules_to_save"):
+        head = head.modules_to_save[head.active_adapters[0]]
+    weight = getattr(head, "weight", None)
+    return None if weight is None else weight[token_id]
+
+
 def apply_merge(
     plan: MergePlan,
     rows: Sequence[Sequence[int]],
     section: MergeSection,
     *,
     stop_ids: Sequence[int] = (),
+    lean: Lean | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Merge, save, and prove.
@@ -126,6 +182,7 @@ def apply_merge(
         rows: token ids of held-out rows; every position is compared.
         section: tolerances.
         stop_ids: end a turn; the merged model's generation config names them all.
+        lean: what the adapter's opening token is changed by first; the rest compares with that.
 
     Returns:
         The numbers of the merge stage's summary; `passed` says whether they are within tolerance.
@@ -139,6 +196,8 @@ def apply_merge(
     tied_before = ties_embeddings(plan.base)
     exact = sum(p.numel() for p in live.parameters()) <= EXACT_UP_TO
     with torch.no_grad():
+        if lean is not None:
+            lean_towards_calls(live, lean)
         low = _logits(live, rows)
         high = _logits(live.double(), rows) if exact else low
         live.float()
@@ -187,6 +246,7 @@ def apply_merge(
         "dtype": plan.dtype,
         "tied_before": tied_before,
         "tied_after": tied_after,
+        "open_bias": lean.nats if lean is not None else 0.0,
         "passed": passed,
         **trained_on,
     }

@@ -254,6 +254,7 @@ def describe(stage: str, values: dict[str, Any]) -> str:
             f"logits differ by {values['max_logit_difference_reloaded']:.1e}; {values['dtype']}:"
             f" top-1 {values['top1_agreement']:.1%}, KL {values['mean_kl']:.1e}"
             + _from_training(values.get("training_base"))
+            + (f"; opening token {bias:+g} nats" if (bias := values.get("open_bias")) else "")
         )
     if stage == "probe":
         base, merged = values["base"], values["merged"]

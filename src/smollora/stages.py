@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from smollora.data.mix import MixPlan
     from smollora.data.overlap import Overlap
     from smollora.data.prepared import PreparedSet
-    from smollora.data.shards import RowTable
+    from smollora.data.shards import PreparedRow, RowTable
     from smollora.train import StepReport
 
 PREVIEW_ROWS = 39
@@ -550,12 +550,12 @@ def train(run: Run) -> dict[str, Any]:
 
 def merge(run: Run) -> dict[str, Any]:
     """Adapter + base -> model, proved to be the same model."""
-    from smollora.merge import apply_merge, plan_merge
+    from smollora.merge import Lean, apply_merge, plan_merge
 
     section = run.recipe.merge
     (run.folder / "merge").mkdir(parents=True, exist_ok=True)
     plan = plan_merge(run.base, run.folder / "train" / "adapter", run.merged, section.dtype)
-    stop_ids = load_renderer(run).facts.stop_ids
+    facts = load_renderer(run).facts
     prepared = open_rows(run)
     held = read_json(run.folder / "mix" / "rows.json")["validation"] or range(len(prepared))
     length = prepared.table.length
@@ -566,6 +566,15 @@ def merge(run: Run) -> dict[str, Any]:
         short.append(index)
     found = dict(prepared.take(short))
     rows = [found[index].rendered.token_ids for index in short]
+    lean = None
+    if section.open_bias:
+        if facts.open.id is None:
+            raise ConfigError(
+                "merge.open_bias: calls of this format do not open with one token",
+                "leave it at 0",
+            )
+        beginnings = _beginnings(row for _, row in prepared.take(held))
+        lean = Lean(facts.open.id, section.open_bias, beginnings)
     steps = 5 if plan.base_weights == "full" else 6
     with meter(run.console, "merge and prove", steps, "steps") as shown:
         count = iter(range(1, steps + 1))
@@ -573,10 +582,24 @@ def merge(run: Run) -> dict[str, Any]:
             plan,
             rows,
             section,
-            stop_ids=stop_ids,
+            stop_ids=facts.stop_ids,
+            lean=lean,
             on_step=lambda text: shown.to(next(count), text),
         )
     return values
+
+
+MOST_BEGINNINGS = 16
+"""Held-out rows over which merge.open_bias is measured."""
+
+
+def _beginnings(rows: Iterable[PreparedRow]) -> list[Sequence[int]]:
+    """Token ids of the first rows with tools, up to where the first answer begins."""
+    made: list[Sequence[int]] = []
+    for row in rows:
+        if row.kind != "no_tools" and len(made) < MOST_BEGINNINGS:
+            made.append(row.rendered.token_ids[: row.rendered.trained.index(True)])
+    return made
 
 
 # ── probe, report ────────────────────────────────────────────────────────────────────────────────
