@@ -188,12 +188,12 @@ def test_no_form_is_asked_of_a_topic_of_which_the_evaluation_asks_it() -> None:
     evaluated = load_instructions()
     assert len(TOPICS) == len(evaluated)
     found = []
+    written = [(case, {word for text in prompts(case) for word in words(text)}) for case in cases()]
     for each, topic in zip(evaluated, TOPICS, strict=True):
         about = set(words(topic))
         assert about <= set(words(each.prompt)), each.id
         asked = {check["kind"] for check in each.checks}
-        for case in cases():
-            said = {word for text in prompts(case) for word in words(text)}
+        for case, said in written:
             if asked & kinds(case) and about <= said:
                 found.append((each.id, prompts(case)))
     assert found == []
