@@ -53,11 +53,11 @@ FORM_BESIDE_TOOLS = 3
 """Of so many cases with a demand of form, one is also put beside tools, once."""
 
 
-LIST_SIZES = (1, 1, 1, 1, 2, 2, 3, 3, 4, 5)
+LIST_SIZES = (1, 1, 2, 2, 3, 3, 4, 5)
 """Tools on one training list, drawn evenly."""
 MOST_TOOLS = 4
 """Tools on a list for cases that need several."""
-LIST_CASES = 4
+LIST_CASES = 5
 """Cases of a list, but for what is rare: other tools teach more than more requests for the same."""
 SEVERAL_CALLS = 2
 """Requests for several calls at once that a list has beside those, where it fits so many."""
@@ -119,13 +119,13 @@ def build_rows(split: Split, *, seed: int = 7, share: float = 1.0) -> Iterator[R
     domains = [domain for domain in load_domains(split) if domain.tools]
     count = 0
     for domain in domains:
-        foreign = [each for other in domains if other is not domain for each in other.declined]
+        foreign = [case for other in domains if other is not domain for _, case in other.declined]
         lists = _tool_lists(domain, dice) if split == "train" else _heldout_lists(domain, dice)
         for names, cases in lists:
             offered = [domain.tools[name] for name in names]
             system = dice.choice(SYSTEM_TEXTS) if dice.random() < 0.3 else ""
             amount = int(dice.random() < 0.25) if split == "heldout" else FOREIGN_CASES
-            others = _absent(foreign, set(names), dice, amount)
+            others = dice.sample(foreign, min(amount, len(foreign)))
             if dice.random() >= share:
                 continue
             for kind, case in [*cases, *(("irrelevant", case) for case in others)]:
@@ -282,7 +282,7 @@ def _is_hard_to_write(case: Record) -> bool:
     """
     values = [value for _, arguments in case.get("c", []) for value in arguments.values()]
     nested = any(isinstance(value, list | dict) for value in values)
-    number = any(isinstance(value, int | float) for value in values)
+    number = any(type(value) in (int, float) for value in values)
     return nested or (number and bool(GLUED.search(case.get("u", ""))))
 
 
