@@ -222,15 +222,20 @@ SAMPLE = torch.tensor([[*ROWS[0].token_ids, *TAGS, 5, 6]])
 
 
 @pytest.mark.parametrize("nats", [0.7, -0.4])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("mode", "tied", "more"),
+    [
+        *((mode, tied, {}) for mode in MODES for tied in (True, False)),
+        ("frozen", False, {"modules_to_save": ["lm_head"]}),
+    ],
+)
 def test_a_bias_moves_the_opening_token_alone_and_the_merge_is_proved_with_it(
-    tied: bool, mode: str, nats: float, tmp_path: Path
+    mode: str, tied: bool, more: dict[str, Any], nats: float, tmp_path: Path
 ) -> None:
     """Against the live adapter without it, opened by peft: where answers begin, the opening token's
     logit rises by so much in the mean, and no other's changes.
     """
-    base, adapter, _ = trained(tmp_path, tiny_model("llama", tied=tied), mode)
+    base, adapter, _ = trained(tmp_path, tiny_model("llama", tied=tied), mode, **more)
     begin = [row.token_ids[: row.weights.index(1.0)] for row in ROWS[:4]]
     plan = plan_merge(base, adapter, tmp_path / "merged", "float32")
     made = apply_merge(plan, PROOF, MergeSection(), lean=Lean(TAGS[0], nats, begin))

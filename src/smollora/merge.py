@@ -227,7 +227,7 @@ def apply_merge(
         trained_on = {}
         if plan.base_weights == "4bit":
             say("the 4-bit base that it was trained on")
-            trained_on["training_base"] = _from_four_bit(plan, rows, low)
+            trained_on["training_base"] = _from_four_bit(plan, rows, low, lean)
     passed = (
         max(in_memory, reloaded) <= section.tolerance
         and agreement >= section.top1_at_least
@@ -253,7 +253,7 @@ def apply_merge(
 
 
 def _from_four_bit(
-    plan: MergePlan, rows: Sequence[Sequence[int]], full: Sequence[Any]
+    plan: MergePlan, rows: Sequence[Sequence[int]], full: Sequence[Any], lean: Lean | None
 ) -> dict[str, Any]:
     """How far the model as it was trained, on 4-bit weights, stands from the one on full weights
     that is merged. It gates nothing: no merge can undo what the adapter has learned beside them.
@@ -262,6 +262,7 @@ def _from_four_bit(
         plan: of an adapter that was trained so.
         rows: those of the proof.
         full: logits of the adapter on full weights, float32.
+        lean: what its opening token was changed by.
     """
     said: dict[str, Any] = {"base_weights": plan.base_weights}
     try:
@@ -272,7 +273,10 @@ def _from_four_bit(
     config = json.loads((plan.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     whole = config.get("modules_to_save") or []
     base = load_four_bit(plan.base, dtype="float32", whole=whole)
-    agreement, divergence = _compare(full, _logits(_put_on(plan, base, "float32"), rows))
+    live = _put_on(plan, base, "float32")
+    if lean is not None:
+        lean_towards_calls(live, lean)
+    agreement, divergence = _compare(full, _logits(live, rows))
     return {**said, "top1_agreement": round(agreement, 5), "mean_kl": divergence}
 
 

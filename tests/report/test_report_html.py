@@ -488,6 +488,14 @@ def test_untrusted_tokens_and_broken_steps_do_not_break_the_page(new_run: NewRun
     assert {problem.file.split(":")[0] for problem in data.problems} == {"probe/summary.json"}
 
 
+def test_a_merge_says_that_the_opening_token_was_made_likelier(new_run: NewRun) -> None:
+    run = new_run()
+    change(run / "merge/summary.json", open_bias=0.0)
+    assert "nats likelier" not in Page(render_html(collect(run))).text
+    change(run / "merge/summary.json", open_bias=0.4)
+    assert "opening token is 0.400 nats likelier" in Page(render_html(collect(run))).text
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [

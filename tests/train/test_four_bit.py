@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from smollora.architecture import count_parameters
 from smollora.config import MergeSection, load_recipe
 from smollora.errors import ConfigError
-from smollora.merge import apply_merge, plan_merge
+from smollora.merge import Lean, apply_merge, plan_merge
 from smollora.models import load_model, without_bitsandbytes
 from smollora.pipeline import stage_keys
 from smollora.train import (
@@ -399,6 +399,11 @@ def test_the_merge_goes_into_the_full_weights_and_says_how_far_that_is(
     apart = torch.nn.functional.kl_div(right, left, reduction="batchmean", log_target=True).item()
     assert found["mean_kl"] == pytest.approx(apart, rel=1e-2)
     assert apart > 1e-4
+    if mode == "tool_tokens":
+        lean = Lean(OPEN, 2.0, [ids[:4] for ids in PROOF])
+        again = apply_merge(plan, PROOF, MergeSection(dtype="float32"), lean=lean)
+        assert again["passed"], "with another opening token"
+        assert again["training_base"]["mean_kl"] < 2 * apart, "it is changed on both sides"
 
 
 def test_lengths_that_were_trained_beside_rounded_columns_merge_into_full_ones(

@@ -217,6 +217,7 @@ def _merge(summary: Fields) -> Merge:
         trained_beside=rounded.text("base_weights"),
         from_training_top1=rounded.number("top1_agreement"),
         from_training_kl=rounded.number("mean_kl"),
+        open_bias=summary.number("open_bias"),
     )
 
 

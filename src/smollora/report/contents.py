@@ -185,6 +185,8 @@ class Merge:
     from_training_top1: float | None = None
     """Agreement of the best token of the model as it was trained with the merged one."""
     from_training_kl: float | None = None
+    open_bias: float | None = None
+    """Nats by which the merged model's opening token is likelier than the adapter's."""
 
 
 @dataclass(frozen=True, slots=True)
