@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def settings(mode: str, **more: Any) -> TrainSection:
     )
 
 
-def trained(folder: Path, model: Any, mode: str, **more: Any) -> tuple[Path, Path, Trained]:
+def trained(
+    folder: Path, model: Any, mode: str, *, token_ids: Sequence[int] = TAGS, **more: Any
+) -> tuple[Path, Path, Trained]:
     """(base folder, adapter folder, what training made) after a few steps."""
     base, adapter = folder / "base", folder / "adapter"
     save_model(model, TOKENIZER, base)
@@ -64,7 +67,7 @@ def trained(folder: Path, model: Any, mode: str, **more: Any) -> tuple[Path, Pat
         ROWS,
         ROWS[:2],
         settings(mode, **more),
-        token_ids=TAGS,
+        token_ids=token_ids,
         pad_id=TOKENIZER.pad_token_id,
         out=adapter,
     )
@@ -227,13 +230,14 @@ SAMPLE = torch.tensor([[*ROWS[0].token_ids, *TAGS, 5, 6]])
     [
         *((mode, tied, {}) for mode in MODES for tied in (True, False)),
         ("frozen", False, {"modules_to_save": ["lm_head"]}),
+        *(("tool_tokens", tied, {"token_ids": TAGS[1:]}) for tied in (True, False)),
     ],
 )
 def test_a_bias_moves_the_opening_token_alone_and_the_merge_is_proved_with_it(
     mode: str, tied: bool, more: dict[str, Any], nats: float, tmp_path: Path
 ) -> None:
     """Against the live adapter without it, opened by peft: where answers begin, the opening token's
-    logit rises by so much in the mean, and no other's changes.
+    logit rises by so much in the mean, and no other's changes. Also where other rows are trained.
     """
     base, adapter, _ = trained(tmp_path, tiny_model("llama", tied=tied), mode, **more)
     begin = [row.token_ids[: row.weights.index(1.0)] for row in ROWS[:4]]

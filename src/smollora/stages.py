@@ -12,7 +12,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -62,7 +62,8 @@ if TYPE_CHECKING:
     from smollora.data.mix import MixPlan
     from smollora.data.overlap import Overlap
     from smollora.data.prepared import PreparedSet
-    from smollora.data.shards import PreparedRow, RowTable
+    from smollora.data.shards import RowTable
+    from smollora.merge import Lean
     from smollora.train import StepReport
 
 PREVIEW_ROWS = 39
@@ -550,7 +551,7 @@ def train(run: Run) -> dict[str, Any]:
 
 def merge(run: Run) -> dict[str, Any]:
     """Adapter + base -> model, proved to be the same model."""
-    from smollora.merge import Lean, apply_merge, plan_merge
+    from smollora.merge import apply_merge, plan_merge
 
     section = run.recipe.merge
     (run.folder / "merge").mkdir(parents=True, exist_ok=True)
@@ -566,15 +567,7 @@ def merge(run: Run) -> dict[str, Any]:
         short.append(index)
     found = dict(prepared.take(short))
     rows = [found[index].rendered.token_ids for index in short]
-    lean = None
-    if section.open_bias:
-        if facts.open.id is None:
-            raise ConfigError(
-                "merge.open_bias: calls of this format do not open with one token",
-                "leave it at 0",
-            )
-        beginnings = _beginnings(row for _, row in prepared.take(held))
-        lean = Lean(facts.open.id, section.open_bias, beginnings)
+    lean = _lean(section.open_bias, facts.open.id, prepared, held) if section.open_bias else None
     steps = 5 if plan.base_weights == "full" else 6
     with meter(run.console, "merge and prove", steps, "steps") as shown:
         count = iter(range(1, steps + 1))
@@ -593,13 +586,22 @@ MOST_BEGINNINGS = 16
 """Held-out rows over which merge.open_bias is measured."""
 
 
-def _beginnings(rows: Iterable[PreparedRow]) -> list[Sequence[int]]:
-    """Token ids of the first rows with tools, up to where the first answer begins."""
-    made: list[Sequence[int]] = []
-    for row in rows:
-        if row.kind != "no_tools" and len(made) < MOST_BEGINNINGS:
-            made.append(row.rendered.token_ids[: row.rendered.trained.index(True)])
-    return made
+def _lean(nats: float, opener_id: int | None, rows: PreparedSet, held: Sequence[int]) -> Lean:
+    """What `merge.open_bias` asks for, with the first held-out rows that have tools, each up to
+    where its first answer begins.
+
+    Raises:
+        ConfigError: calls do not open with one token.
+    """
+    from smollora.merge import Lean
+
+    if opener_id is None:
+        raise ConfigError(
+            "merge.open_bias: calls of this format do not open with one token", "leave it at 0"
+        )
+    asked = sorted(index for index in held if rows.table.kind[index] != "no_tools")
+    chosen = [row.rendered for _, row in rows.take(asked[:MOST_BEGINNINGS])]
+    return Lean(opener_id, nats, [row.token_ids[: row.trained.index(True)] for row in chosen])
 
 
 # ── probe, report ────────────────────────────────────────────────────────────────────────────────
