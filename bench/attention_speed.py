@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from train_speed import rows_of, some_rows
 
-from smollora.attention import native, tree_attention, tree_attention_backward
+from smollora import native
+from smollora.attention import tree_attention, tree_attention_backward
 from smollora.config import TrainSection
 from smollora.data.batch import build_batch, plan_batches
 from smollora.memory import keep_freed_memory
@@ -37,12 +38,12 @@ PACKS = 8
 WARM = 12
 """Steps before the one that is profiled: until then memory grows. A second would be slower: what
 the profiler itself takes breaks the memory into pieces."""
-KERNEL = native.find_kernel
+KERNEL = native.find_kernels
 
 
 def use_kernel(wanted: bool) -> None:
     """With the kernel or without, from now on."""
-    native.find_kernel = KERNEL if wanted else lambda: "switched off"  # type: ignore[assignment]
+    native.find_kernels = KERNEL if wanted else lambda: "switched off"  # type: ignore[assignment]
 
 
 def time_layer(rows: Path, tokens: int) -> None:
@@ -99,7 +100,7 @@ def time_steps(source: str, rows: Path, steps: int, tokens: int) -> None:
     seen: list[tuple[float, int, bool]] = []
 
     def on_step(report: StepReport) -> None:
-        seen.append((report.seconds, report.tokens, native.find_kernel is KERNEL))
+        seen.append((report.seconds, report.tokens, native.find_kernels is KERNEL))
         use_kernel(len(seen) // 2 % 2 == 0)
 
     KERNEL()

@@ -24,7 +24,7 @@ LEVELS = {
     **dict.fromkeys(("tokens", "tokenizer_file", "templates", "render", "verify"), 2),
     **dict.fromkeys(("columns", "pieces"), 2),
     "data": 3,
-    **dict.fromkeys(("models", "attention", "memory", "train", "merge", "generate"), 4),
+    **dict.fromkeys(("models", "attention", "native", "memory", "train", "merge", "generate"), 4),
     **dict.fromkeys(("architecture", "launch", "likelihood", "endpoint"), 4),
     **dict.fromkeys(("probe", "evaluate", "serve", "doctor", "chat", "cures"), 5),
     **dict.fromkeys(("chat.child", "chat.start", "chat.stream"), 4),
@@ -46,11 +46,13 @@ MAY_IMPORT_TORCH_AT_ONCE = {
     "attention.blocks",
     "attention.gradient",
     "attention.interface",
-    "attention.native",
+    "attention.kernel",
     "attention.segments",
     "train.fused_four_bit",
     "train.fused_lora",
+    "train.gate",
     "train.head",
+    "native",
 }
 """They register operators when they are imported, and training imports them."""
 TORCH_FREE_BELOW = 4

@@ -13,10 +13,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from smollora import merge
 from smollora.config import MergeSection, TrainSection
 from smollora.data.batch import Row
 from smollora.errors import ConfigError, ModelError
 from smollora.merge import Lean, apply_merge, load_live, plan_merge
+from smollora.models import load_model
 from smollora.train import Trained, train_adapter
 from tiny_models import FAMILIES, save_model, tiny_model, tiny_tokenizer
 
@@ -196,6 +198,30 @@ def test_bfloat16_falls_short_of_a_tolerance_that_it_cannot_reach(tmp_path: Path
     assert values["max_logit_difference_reloaded"] <= 1e-4
     assert values["mean_kl"] > 0
     assert not values["passed"]
+
+
+def test_what_rounding_alone_does_passes_and_a_wrong_weight_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tolerance below float32's own rounding stands for a position that magnifies rounding."""
+    base, adapter, _ = trained(tmp_path, tiny_model("llama"), "frozen")
+    plan = plan_merge(base, adapter, tmp_path / "merged", "float32")
+    strict = MergeSection(dtype="float32", tolerance=1e-12, rounding_times=0)
+    values = apply_merge(plan, PROOF, strict)
+    assert values["max_logit_difference_reloaded"] > 1e-12
+    assert 1e-8 < values["adapter_logit_rounding_float32_arithmetic"] < 1e-4
+    assert not values["passed"]
+    lenient = MergeSection(dtype="float32", tolerance=1e-12)
+    assert apply_merge(plan, PROOF, lenient)["passed"]
+
+    def one_weight_off(folder: Path, **given: Any) -> Any:
+        model = load_model(folder, **given)
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight[0, 0] += 1e-3
+        return model
+
+    monkeypatch.setattr(merge, "load_model", one_weight_off)
+    assert not apply_merge(plan, PROOF, lenient)["passed"]
 
 
 # ── what peft does alone ──────────────────────────────────────────────────────────────────────

@@ -435,6 +435,12 @@ class MergeSection(Section):
         gt=0,
         description="Largest logit difference in fp32, live adapter against merged and reloaded.",
     )
+    rounding_times: float = Field(
+        default=2.0,
+        ge=0,
+        description="A difference above `tolerance` passes too where it is at most so many times"
+        " what float32 arithmetic alone moves the adapter's logits; 0: never.",
+    )
     top1_at_least: float = Field(
         default=0.99,
         description="Agreement of the saved model's best token with the live adapter's.",

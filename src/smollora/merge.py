@@ -186,6 +186,9 @@ def apply_merge(
 
     Returns:
         The numbers of the merge stage's summary; `passed` says whether they are within tolerance.
+        A model may have a position that magnifies rounding (SmolLM2's second token, whose hidden
+        state is thousands of times the others'): there, merged weights rounded to float32 move the
+        logits as float32 arithmetic does, and `rounding_times` of that passes as well.
     """
     import torch
 
@@ -200,6 +203,7 @@ def apply_merge(
             lean_towards_calls(live, lean)
         low = _logits(live, rows)
         high = _logits(live.double(), rows) if exact else low
+        rounding = _difference(high, low)
         live.float()
         say("merged in memory")
         merged = live.merge_and_unload()
@@ -229,7 +233,7 @@ def apply_merge(
             say("the 4-bit base that it was trained on")
             trained_on["training_base"] = _from_four_bit(plan, rows, low, lean)
     passed = (
-        max(in_memory, reloaded) <= section.tolerance
+        max(in_memory, reloaded) <= max(section.tolerance, section.rounding_times * rounding)
         and agreement >= section.top1_at_least
         and divergence <= section.kl_at_most
     )
@@ -238,6 +242,7 @@ def apply_merge(
         "max_logit_difference_reloaded": reloaded,
         "arithmetic": "float64" if exact else "float32",
         "max_logit_difference_float32_arithmetic": noisy,
+        "adapter_logit_rounding_float32_arithmetic": rounding if exact else None,
         "top1_agreement": round(agreement, 5),
         "mean_kl": divergence,
         f"top1_agreement_{plan.dtype}_arithmetic": round(as_served[0], 5),

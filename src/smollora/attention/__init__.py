@@ -8,7 +8,7 @@ square (docs/log.md). The table has a fixed number of lines, so that compiled la
 
 A segment is a line (shared_start, shared_length, start, length): `length` tokens from `start`
 attend causally to themselves and fully to `shared_length` tokens from `shared_start`. In bfloat16 a
-kernel of our own computes both ways where the machine can compile it (native.py). Elsewhere, each
+kernel of our own computes both ways where the machine can compile it (kernel.py). Elsewhere, each
 group of segments (segments.py) is one call of PyTorch's own CPU flash attention forward, and the
 backward pass is written out (gradient.py).
 """
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smollora.attention import native
+from smollora.attention import kernel
 from smollora.attention.gradient import tree_attention_backward
 from smollora.attention.interface import as_interface, set_attention
-from smollora.attention.native import tokens_first
+from smollora.attention.kernel import tokens_first
 from smollora.attention.segments import additive, read_groups
 
 NAME = "smollora_tree"
@@ -54,8 +54,8 @@ def tree_attention(
         Output [1, heads, length, head_dim] (0 at positions of no segment) and
         log-sum-exp [1, heads, length] float32.
     """
-    if native.serves(query, scale):
-        return native.attend(query, key, value, segments, scale)
+    if kernel.serves(query, scale):
+        return kernel.attend(query, key, value, segments, scale)
     times = query.shape[1] // key.shape[1]
     keys, values = _repeat(key, times), _repeat(value, times)
     out = tokens_first(query).zero_()

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from smollora.attention import native
-from smollora.attention.native import tokens_first
+from smollora.attention import kernel
+from smollora.attention.kernel import tokens_first
 from smollora.attention.segments import Group, hidden, read_groups
 
 TILE = 192
@@ -94,8 +94,8 @@ def tree_attention_backward(
         query, key, value, segments, scale: what `tree_attention` was given.
         lse: [1, heads, length] float32, log-sum-exp of the scores.
     """
-    if native.serves(query, scale):
-        return native.differentiate(grad, query, key, value, out, lse, segments, scale)
+    if kernel.serves(query, scale):
+        return kernel.differentiate(grad, query, key, value, out, lse, segments, scale)
     dtype, (heads, length, wide) = query.dtype, key.shape[1:]
     times = query.shape[1] // heads
     tiles = plan_tiles(read_groups(segments), times)

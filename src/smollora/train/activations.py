@@ -11,13 +11,14 @@ Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from smollora.config import TrainSection
 from smollora.errors import ConfigError
 from smollora.train.four_bit import four_bit_layers
-from smollora.train.fused_lora import FusedLora
+from smollora.train.gate import is_gated
 from smollora.train.head import CHUNK
 
 SAFE = 0.9
@@ -49,6 +50,8 @@ class Sizes:
     dropout: bool
     item: int
     """Bytes of a value in the compute type."""
+    gated: bool = False
+    """Feed-forward layers are one function of ours (gate.py), which keeps less."""
     read_back: int = 0
     """Weights of the largest 4-bit layer, which is read back beside its second factor."""
 
@@ -72,6 +75,7 @@ def read_sizes(peft: Any, settings: TrainSection, dtype: str) -> Sizes:
         trained=sum(p.numel() for p in peft.parameters() if p.requires_grad),
         dropout=settings.dropout > 0,
         item=2 if dtype == "bfloat16" else 4,
+        gated=any(is_gated(module) for module in peft.modules()),
         read_back=max((w.quant_state.shape.numel() for w in packed), default=0),
     )
 
@@ -81,8 +85,8 @@ def token_bytes(sizes: Sizes) -> int:
     norms = 2 * sizes.width + sizes.heads + 2  # what they are given, and sums
     heads_normed = sizes.queries + sizes.keys + 2 * sizes.heads  # Qwen 3; elsewhere to be safe
     attention = 2 * sizes.queries + 2 * sizes.keys  # queries, keys, values, what comes out
-    gates = 3 * sizes.inner
-    given = 2 * sizes.width + sizes.queries + sizes.inner  # to the seven factors
+    gates = (2 if sizes.gated else 3) * sizes.inner
+    given = 2 * sizes.width + sizes.queries + (0 if sizes.gated else sizes.inner)  # to the factors
     if sizes.dropout:  # what is left of each one's, and its mask
         given = 2 * (5 * sizes.width + sizes.queries + sizes.inner)
     values = attention + gates + given + sizes.targets * sizes.rank
@@ -140,9 +144,14 @@ def wants_checkpointing(peft: Any, settings: TrainSection, dtype: str, device: s
     return can_checkpoint(base) and not fits(sizes, settings.batch_tokens, free_memory(device))
 
 
-def checkpoint_layers(peft: Any, adapters: FusedLora) -> None:
-    """Let every decoder layer be computed again on the way back, in training mode alone."""
-    adapters.separate()
+def checkpoint_layers(peft: Any, separate: Callable[[], None]) -> None:
+    """Let every decoder layer be computed again on the way back, in training mode alone.
+
+    Args:
+        peft: the model.
+        separate: has layers that are computed together computed alone.
+    """
+    separate()
     base = peft.get_base_model()
     base.activation_checkpointing_enable({"use_reentrant": False})
     base.disable_input_require_grads()  # only the reentrant kind needs gradients of its inputs

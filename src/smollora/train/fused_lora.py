@@ -39,7 +39,7 @@ class FusedLora:
             for module in peft.modules()
             if type(module) is Linear and can_fuse(module, dtype)
         ]
-        self.sets = [] if spread else [_LayerSet(each) for each in _sets(peft, self.layers)]
+        self.sets = [] if spread else [LayerSet(each) for each in _sets(peft, self.layers)]
         for layer in self.layers:
             # A method: torch would compile every layer anew around a `partial` of its own.
             layer.forward = MethodType(_forward, layer)
@@ -50,7 +50,7 @@ class FusedLora:
         again on the way back if one call leaves something for the next.
         """
         if self.sets:
-            self.sets = [_LayerSet([layer]) for layer in self.layers]
+            self.sets = [LayerSet([layer]) for layer in self.layers]
             self.refresh()
 
     def refresh(self) -> None:
@@ -104,7 +104,7 @@ def _kind(layer: Any) -> tuple[Any, ...]:
     return _second(layer).shape[1], _scale(layer), id(layer) if drawn else None
 
 
-class _LayerSet:
+class LayerSet:
     """Layers that are given the same inputs: a call of the first computes all of them.
 
     Their base weights become views of `wide` [sum of out, in + layers * rank], one below the
@@ -151,12 +151,25 @@ class _LayerSet:
 
     def _compute(self, inputs: Tensor) -> Sequence[Tensor]:
         inputs = inputs.to(self.wide.dtype)
-        first = torch.cat([_first(layer) for layer in self.layers]).to(inputs.dtype)
-        low = functional.linear(_drop(self.layers[0], inputs), first)
-        second = torch.cat([_second(layer) for layer in self.layers])
-        scale = _scale(self.layers[0])
-        out = _WideProduct.apply(inputs, low, second, self.wide, self.bias, scale, self.sizes)
+        low = functional.linear(_drop(self.layers[0], inputs), joined_first(self).to(inputs.dtype))
+        factor, scale = joined_second(self), scale_of(self)
+        out = _WideProduct.apply(inputs, low, factor, self.wide, self.bias, scale, self.sizes)
         return out.split(self.sizes, dim=-1)  # type: ignore[no-any-return]
+
+
+def joined_first(layers: LayerSet) -> Tensor:
+    """First factors of a set [layers * rank, in], in their own type."""
+    return torch.cat([_first(layer) for layer in layers.layers])
+
+
+def joined_second(layers: LayerSet) -> Tensor:
+    """Second factors of a set [sum of out, rank], in their own type."""
+    return torch.cat([_second(layer) for layer in layers.layers])
+
+
+def scale_of(layers: LayerSet) -> float:
+    """What a set's second factors are multiplied with."""
+    return _scale(layers.layers[0])
 
 
 def _first(layer: Any) -> Tensor:
@@ -226,7 +239,7 @@ def joined_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `joined_product`'s arguments, in their order; `base` and `bias` are frozen."""
     d_low = gradient @ (factor * scale).to(base.dtype)
-    d_factor = _second_gradient(gradient, low).to(factor.dtype) * scale
+    d_factor = second_gradient(gradient, low).to(factor.dtype) * scale
     return gradient @ base, d_low, d_factor, None, None, None
 
 
@@ -257,7 +270,7 @@ class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
         (gradient,) = gradients
         rank = low.shape[-1]
         joined = gradient @ wide
-        d_factor = torch.cat(_diagonal(_second_gradient(gradient, low), ctx.sizes))
+        d_factor = torch.cat(_diagonal(second_gradient(gradient, low), ctx.sizes))
         d_factor = d_factor.to(ctx.dtype) * ctx.scale
         return joined[..., :-rank], joined[..., -rank:], d_factor, None, None, None, None
 
@@ -289,7 +302,7 @@ class _JoinedProduct(torch.autograd.Function):  # type: ignore[misc]
         return joined_gradients(gradient, low, factor, base, ctx.scale)
 
 
-def _second_gradient(gradient: Tensor, low: Tensor) -> Tensor:
+def second_gradient(gradient: Tensor, low: Tensor) -> Tensor:
     """gradient' low [out, rank], as (low' gradient)': then only the narrow one is transposed, which
     takes half of the time (docs/log.md).
     """

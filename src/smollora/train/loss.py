@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from smollora.attention import NAME as TREES
-from smollora.attention import blocks, native, use_tree_attention
+from smollora.attention import blocks, kernel, use_tree_attention
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, Row, build_batch, plan_batches
 from smollora.errors import ModelError
 from smollora.train.fused_lora import FusedLora
+from smollora.train.gate import describe as describe_gates
+from smollora.train.gate import fuse_gates, part_gates
 from smollora.train.head import Targets, head_loss
 from smollora.types import PARTS
 
@@ -124,6 +126,7 @@ class TreeLoss:
         self.window = sliding_window(base.config)
         refuse_scaled_logits(base)
         self.adapters = FusedLora(model, self.dtype, spread=spread)
+        self.gates = fuse_gates(model, self.adapters.sets, self.dtype)
         self.attention = attention or choose_attention(device)
         own = base.config._attn_implementation
         self._own_attention = "sdpa" if own in OWN_ATTENTION.values() else own
@@ -141,7 +144,17 @@ class TreeLoss:
             return self.attention
         config = self.decoder.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return f"trees, {native.describe(self.dtype, size)}"
+        return f"trees, {kernel.describe(self.dtype, size)}"
+
+    def describe_gates(self) -> str:
+        """What computes the gates of the feed-forward layers, in words for a summary."""
+        return describe_gates(self.dtype, self.gates) if self.device == "cpu" else "PyTorch"
+
+    def separate(self) -> None:
+        """Compute every layer alone from now on, as `FusedLora.separate` says."""
+        part_gates(self.gates)
+        self.gates = []
+        self.adapters.separate()
 
     def _what_is_seen(self, batch: Batch) -> dict[str, Any]:
         """The argument that tells the layers which tokens see which."""

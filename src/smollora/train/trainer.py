@@ -125,7 +125,7 @@ def train_adapter(
     )
     checkpointed = wants_checkpointing(peft, settings, dtype, device)
     if checkpointed:
-        checkpoint_layers(peft, loss_of.adapters)
+        checkpoint_layers(peft, loss_of.separate)
     if compiled:
         _compile_layers(loss_of.decoder)
     origin = describe_origin(settings, base, rows, validation, plan, packs, dtype)
@@ -238,6 +238,7 @@ def train_adapter(
         "activation_checkpointing": checkpointed,
         "dtype": dtype,
         "attention": loss_of.describe_attention(),
+        "gates": loss_of.describe_gates(),
         **base_weights_summary(peft, dtype),
     }
     return Trained(peft, summary, curve)

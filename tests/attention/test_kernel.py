@@ -20,7 +20,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from smollora.attention import native, tree_attention, tree_attention_backward
+from native_kernels import UNITS, kernels_with
+from smollora import native
+from smollora.attention import kernel as attention_kernel
+from smollora.attention import tree_attention, tree_attention_backward
 from tiny_training import train
 
 Line = tuple[int, int, int, int]
@@ -42,19 +45,11 @@ NEAR = 1.25
 """Errors may be so many times those of PyTorch's bfloat16 attention; 0.50 to 1.03 were measured."""
 
 
-def kernel_with(units: str) -> native.Kernel:
-    """The kernel that multiplies with these; skips where the processor has none."""
-    flags = native.VECTORS + (native.MATRIX_UNITS if units == "AMX" else ())
-    if missing := set(flags) - native.processor_flags():
-        pytest.skip(f"this processor has no {sorted(missing)}: only the way around is tested")
-    return native.Kernel(native._load(flags), units)
-
-
-@pytest.fixture(params=["AMX", "AVX512-BF16"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> native.Kernel:
+@pytest.fixture(params=UNITS)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> native.Kernels:
     """Either kernel, in use."""
-    found = kernel_with(request.param)
-    monkeypatch.setattr(native, "find_kernel", lambda: found)
+    found = kernels_with(request.param)
+    monkeypatch.setattr(native, "find_kernels", lambda: found)
     return found
 
 
@@ -113,7 +108,7 @@ def in_torch(states: list[Tensor], seen: Tensor, scale: float) -> list[Tensor]:
 def in_kernel(states: list[Tensor], table: list[Line], scale: float) -> list[Tensor]:
     """The operators, which must have taken the kernel."""
     query, key, value, grad = states
-    assert native.describe(query.dtype, query.shape[3]).startswith("C++ kernel")
+    assert attention_kernel.describe(query.dtype, query.shape[3]).startswith("C++ kernel")
     segments = torch.tensor(table)
     out, sums = tree_attention(query, key, value, segments, scale)
     return [
@@ -127,11 +122,11 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float((found.detach().double() - expected).norm() / expected.norm().clamp_min(0.1))
 
 
-@pytest.mark.parametrize("wide", native.WIDTHS)
+@pytest.mark.parametrize("wide", attention_kernel.WIDTHS)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("name", TABLES)
 def test_the_kernel_is_as_exact_as_torchs_attention(
-    name: str, heads: str, wide: int, kernel: native.Kernel
+    name: str, heads: str, wide: int, kernel: native.Kernels
 ) -> None:
     table = TABLES[name]
     length = max(start + own for _, _, start, own in table) + 13  # padding at the end
@@ -177,20 +172,20 @@ def test_any_forest_is_what_its_mask_says(
     table: list[Line], times: int, shared: int, size: float, workers: int
 ) -> None:
     """Small and large scores, any heads, more workers than heads."""
-    found = kernel_with("AVX512-BF16")
+    found = kernels_with("AVX512-BF16")
     length = max(start + own for _, _, start, own in table) + times
     torch.manual_seed(length)
     states = draw((times * shared, shared), length, 64)
     states[0] *= size
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "find_kernel", lambda: found)
+        patch.setattr(native, "find_kernels", lambda: found)
         patch.setattr(torch, "get_num_threads", lambda: workers)
         ours = in_kernel(states, table, 0.125)
     for got, expected in zip(ours, in_float64(states, visible(table, length), 0.125), strict=True):
         assert apart(got, expected) <= 0.01 or (got - expected).abs().max() <= 0.02
 
 
-def test_the_same_numbers_come_out_again_and_from_any_layout(kernel: native.Kernel) -> None:
+def test_the_same_numbers_come_out_again_and_from_any_layout(kernel: native.Kernels) -> None:
     table = TABLES["two trees, tokens of no row between them, an unused line"]
     torch.manual_seed(3)
     torch.set_num_threads(2)
@@ -205,7 +200,7 @@ def test_the_same_numbers_come_out_again_and_from_any_layout(kernel: native.Kern
 
 
 def test_the_sums_serve_the_gradients_that_are_written_out(
-    kernel: native.Kernel, monkeypatch: pytest.MonkeyPatch
+    kernel: native.Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = torch.tensor(TABLES["a prompt and short rows"])
     torch.manual_seed(4)
@@ -213,7 +208,7 @@ def test_the_sums_serve_the_gradients_that_are_written_out(
     out, sums = tree_attention(query, key, value, table, 0.125)
     given = (grad, query, key, value, out, sums, table, 0.125)
     ours = tree_attention_backward(*given)
-    monkeypatch.setattr(native, "find_kernel", lambda: "not now")
+    monkeypatch.setattr(native, "find_kernels", lambda: "not now")
     out_torch, sums_torch = tree_attention(query, key, value, table, 0.125)
     assert (sums - sums_torch).abs().max() <= 1e-4
     assert apart(out, out_torch.double()) <= 0.005
@@ -221,7 +216,7 @@ def test_the_sums_serve_the_gradients_that_are_written_out(
         assert apart(a, b.double()) <= 0.005
 
 
-def test_what_is_not_a_number_is_not_hidden(kernel: native.Kernel) -> None:
+def test_what_is_not_a_number_is_not_hidden(kernel: native.Kernels) -> None:
     """Training stops at a loss that is not a number; it must get there."""
     query, key, value, grad = draw((2, 1), 80, 64)
     query[0, 1, 70, 3] = float("nan")
@@ -232,13 +227,13 @@ def test_what_is_not_a_number_is_not_hidden(kernel: native.Kernel) -> None:
 
 
 @pytest.mark.parametrize("line", [(0, 0, 70, 11), (0, 81, 3, 2), (-1, 4, 4, 4), (0, 4, -4, 4)])
-def test_a_table_of_other_tokens_is_refused(line: Line, kernel: native.Kernel) -> None:
+def test_a_table_of_other_tokens_is_refused(line: Line, kernel: native.Kernels) -> None:
     states = draw((2, 1), 80, 64)
     with pytest.raises(ValueError, match="goes past the 80 tokens"):
         in_kernel(states, [line], 0.125)
 
 
-def test_compiled_code_calls_it_and_torch_finds_it_well_made(kernel: native.Kernel) -> None:
+def test_compiled_code_calls_it_and_torch_finds_it_well_made(kernel: native.Kernels) -> None:
     table = torch.tensor(TABLES["a prompt and short rows"])
     query, key, value, grad = draw((4, 2), 120, 64)
     checks = ("test_schema", "test_faketensor")
@@ -264,9 +259,9 @@ def test_compiled_code_calls_it_and_torch_finds_it_well_made(kernel: native.Kern
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache folder, nothing found yet."""
     monkeypatch.setenv("SMOLLORA_CACHE", str(tmp_path / "cache"))
-    native.find_kernel.cache_clear()
+    native.find_kernels.cache_clear()
     yield tmp_path / "cache"
-    native.find_kernel.cache_clear()
+    native.find_kernels.cache_clear()
 
 
 @pytest.fixture
@@ -278,7 +273,7 @@ def able(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serves(reason: str) -> None:
     """Attention works and says that PyTorch computes it, and why."""
-    assert native.describe(torch.bfloat16, 64).startswith(f"PyTorch: {reason}")
+    assert attention_kernel.describe(torch.bfloat16, 64).startswith(f"PyTorch: {reason}")
     table = TABLES["a prompt and short rows"]
     states, seen = draw((4, 2), 120, 64), visible(table, 120)
     query, key, value = (each.detach().requires_grad_() for each in states[:3])
@@ -303,14 +298,17 @@ def test_without_a_compiler_torch_serves(
     monkeypatch.setenv("PATH", str(cache))
     serves("no C++ compiler (g++ or clang++)")
     monkeypatch.setenv("CXX", "no-such-compiler -O1")
-    native.find_kernel.cache_clear()
+    native.find_kernels.cache_clear()
     serves("no C++ compiler (no-such-compiler)")
 
 
 @pytest.mark.parametrize(
     ("does", "reason"),
     [
-        ("echo 'tree.cpp:1: error: no such flag' >&2; exit 1", "tree.cpp:1: error: no such flag"),
+        (
+            "echo 'attention.cpp:1: error: no such flag' >&2; exit 1",
+            "attention.cpp:1: error: no such flag",
+        ),
         ("kill -9 $$", ""),
         ("exit 0", "cannot be written"),  # and no file
         ('while [ "$1" != -o ]; do shift; done; echo junk > "$2"', "does not load"),
@@ -326,7 +324,7 @@ def test_where_compiling_fails_torch_serves(
 ) -> None:
     monkeypatch.setenv("CXX", compiler_that(does, tmp_path))
     serves("")
-    assert reason in native.describe(torch.bfloat16, 64)
+    assert reason in attention_kernel.describe(torch.bfloat16, 64)
 
 
 def test_where_the_cache_cannot_be_written_torch_serves(cache: Path, able: None) -> None:
@@ -339,10 +337,10 @@ def test_other_processors_types_and_sizes_are_torchs(
 ) -> None:
     monkeypatch.setattr(native, "processor_flags", lambda: frozenset(("avx2", "avx512f")))
     serves("the processor has no avx512_bf16")
-    assert "bfloat16, not float32" in native.why_not(torch.float32, 64)
-    assert "heads of 64 or 128, not 16" in native.why_not(torch.bfloat16, 16)
+    assert "bfloat16, not float32" in attention_kernel.why_not(torch.float32, 64)
+    assert "heads of 64 or 128, not 16" in attention_kernel.why_not(torch.bfloat16, 16)
     monkeypatch.setenv(native.SWITCH, "0")
-    native.find_kernel.cache_clear()
+    native.find_kernels.cache_clear()
     serves("SMOLLORA_NATIVE=0")
     assert not cache.exists(), "nothing was compiled"
 
@@ -367,7 +365,7 @@ def test_a_harmed_file_is_built_again(
 def test_two_processes_may_build_at_once(cache: Path) -> None:
     if not native.processor_flags().issuperset(native.VECTORS):
         pytest.skip("this processor has no AVX512-BF16: nothing is built for it")
-    program = "from smollora.attention import native; print(native.find_kernel().units)"
+    program = "from smollora import native; print(native.find_kernels().units)"
     started = [
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
         for _ in range(2)

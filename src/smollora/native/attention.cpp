@@ -1,9 +1,8 @@
 // Attention over packed trees on a CPU in bfloat16, forward and backward, each in one pass.
 //
 // What it computes is what attention/__init__.py says of `tree_attention` and gradient.py of its
-// gradients; attention/native.py compiles this file on the machine it runs on, and calls it.
-// Source of the formulas: FlashAttention-2 (Dao 2023, sections 2.3 and 3.1). It includes no header
-// of PyTorch: it takes plain pointers, and the threads are those PyTorch already has (`set_threads`).
+// gradients; attention/kernel.py calls it. Layouts of A, B, C, pairs and panels: units.h.
+// Source of the formulas: FlashAttention-2 (Dao 2023, sections 2.3 and 3.1).
 //
 // A TILE is 32 tokens in a row of all query heads that share a key-value head: `times` heads, so
 // `times` CHUNKS of 32 tokens. A BLOCK is 64 keys. Of every tile and block the bounds of the tokens
@@ -14,248 +13,23 @@
 // Scores are computed TRANSPOSED, keys down and tokens across, S^T = K Q^T: 16 tokens lie in a
 // vector, so that the largest score and the sum of a token need no reduction across lanes, and the
 // weights leave the registers in the form in which the next product wants them.
-//
-// Layouts. The matrix units multiply A [16, 32] by B [32, 16] into C [16, 16] of float32:
-//   A: 16 rows of 32 values, 64 bytes each, any distance apart;
-//   B: PAIRS: 16 lines of 64 bytes; line p holds, for 16 columns, the values of rows 2p and 2p + 1;
-//   C: 16 rows of 16 floats, any distance apart.
-// A PANEL is 16 columns: of B [rows / 2][16][2], of C [rows][16]; panels follow each other.
 
-#include <immintrin.h>
+#include "units.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <vector>
 
-#ifdef SMOLLORA_AMX
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+using namespace smollora;
 
 namespace {
-
-using bf16 = uint16_t;
 
 constexpr int64_t TILE = 32;   // tokens
 constexpr int64_t BLOCK = 64;  // keys
 constexpr int64_t PART = 32;   // keys whose scores are differentiated at once: they stay in L1
 constexpr int64_t LANES = 16;  // tokens of a panel
-constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LN2 = 0.6931471805599453f;
 constexpr float HIDDEN = -1e30f;  // score of a key that is not seen
 constexpr float LEAST = -1e25f;   // the largest score before the first: above HIDDEN, so that
                                   // hidden keys weigh nothing even where all so far are hidden
-
-// ---- threads ---------------------------------------------------------------------------------
-
-using Start = void (*)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
-using Count = int (*)();
-
-Start start_threads = nullptr;
-Count thread_number = nullptr;
-Count thread_count = nullptr;
-
-template <typename Work>
-struct Shared {
-  const Work* work;
-  int64_t workers;
-};
-
-template <typename Work>
-void run_share(void* given) {
-  auto& shared = *static_cast<Shared<Work>*>(given);
-  // a nested call gets one thread: it does the work of all, so that results do not change
-  for (int64_t worker = thread_number(); worker < shared.workers; worker += thread_count())
-    (*shared.work)(worker);
-}
-
-// work(0) ... work(workers - 1), each once, on as many threads of PyTorch's own.
-template <typename Work>
-void in_parallel(int64_t workers, const Work& work) {
-  if (workers > 1 && start_threads) {
-    Shared<Work> shared{&work, workers};
-    start_threads(run_share<Work>, &shared, unsigned(workers), 0);
-  } else {
-    for (int64_t worker = 0; worker < workers; ++worker) work(worker);
-  }
-}
-
-// ---- products --------------------------------------------------------------------------------
-
-struct Left {  // A
-  const bf16* at;
-  int64_t row;    // values from a row to the next
-  int64_t chunk;  // values from 32 columns to the next 32
-};
-
-struct Right {  // B, in pairs
-  const bf16* at;
-  int64_t panel;  // values from a panel to the next; 32 rows are always 512 values
-};
-
-struct Sum {  // C
-  float* at;
-  int64_t row;
-  int64_t panel;
-};
-
-#ifdef SMOLLORA_AMX
-
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-struct Units {  // holds the matrix units of a thread
-  Units() {
-    TileShapes shapes;
-    asm volatile("" ::: "memory");
-    _tile_loadconfig(&shapes);
-  }
-  ~Units() { _tile_release(); }
-};
-
-// C (+)= A B for 16 * m by 16 * n by 32 * k; m and n even.
-template <bool ADD>
-void product(Left a, Right b, Sum c, int64_t m, int64_t n, int64_t k) {
-  asm volatile("" ::: "memory");  // what loads tiles does not say that it reads memory
-  const int64_t a_row = a.row * 2, c_row = c.row * 4;
-  for (int64_t i = 0; i < m; i += 2) {
-    for (int64_t j = 0; j < n; j += 2) {
-      float* c00 = c.at + i * 16 * c.row + j * c.panel;
-      float* c10 = c00 + 16 * c.row;
-      if (ADD) {
-        _tile_loadd(0, c00, c_row);
-        _tile_loadd(1, c00 + c.panel, c_row);
-        _tile_loadd(2, c10, c_row);
-        _tile_loadd(3, c10 + c.panel, c_row);
-      } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-      }
-      const bf16* left = a.at + i * 16 * a.row;
-      const bf16* right = b.at + j * b.panel;
-      for (int64_t step = 0; step < k; ++step) {
-        _tile_loadd(4, left, a_row);
-        _tile_loadd(6, right, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, right + b.panel, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, left + 16 * a.row, a_row);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        left += a.chunk;
-        right += 512;
-      }
-      _tile_stored(0, c00, c_row);
-      _tile_stored(1, c00 + c.panel, c_row);
-      _tile_stored(2, c10, c_row);
-      _tile_stored(3, c10 + c.panel, c_row);
-    }
-  }
-  asm volatile("" ::: "memory");
-}
-
-#else  // vectors that multiply pairs (AVX512-BF16)
-
-struct Units {
-  Units() {}
-  ~Units() {}
-};
-
-template <bool ADD>
-void product(Left a, Right b, Sum c, int64_t m, int64_t n, int64_t k) {
-  for (int64_t i = 0; i < m * 2; ++i) {
-    for (int64_t j = 0; j < n; j += 2) {
-      float* to = c.at + i * 8 * c.row + j * c.panel;
-      __m512 sums[8][2];
-      for (int r = 0; r < 8; ++r)
-        for (int p = 0; p < 2; ++p)
-          sums[r][p] =
-              ADD ? _mm512_loadu_ps(to + r * c.row + p * c.panel) : _mm512_setzero_ps();
-      for (int64_t step = 0; step < k; ++step) {
-        const bf16* left = a.at + i * 8 * a.row + step * a.chunk;
-        const bf16* right = b.at + j * b.panel + step * 512;
-        for (int64_t pair = 0; pair < 16; ++pair) {
-          const auto first = (__m512bh)_mm512_loadu_si512(right + pair * 32);
-          const auto second = (__m512bh)_mm512_loadu_si512(right + b.panel + pair * 32);
-          for (int r = 0; r < 8; ++r) {
-            int32_t two;
-            std::memcpy(&two, left + r * a.row + pair * 2, 4);
-            const auto both = (__m512bh)_mm512_set1_epi32(two);
-            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], both, first);
-            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], both, second);
-          }
-        }
-      }
-      for (int r = 0; r < 8; ++r)
-        for (int p = 0; p < 2; ++p) _mm512_storeu_ps(to + r * c.row + p * c.panel, sums[r][p]);
-    }
-  }
-}
-
-#endif
-
-// ---- vectors ---------------------------------------------------------------------------------
-
-// 2^x within 4e-6 (a bfloat16 is exact to 2e-3); 0 where x is very low; NaN stays.
-inline __m512 exp2_of(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
-  __m512 p = _mm512_set1_ps(1.3534167e-2f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.2011464e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4144275e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9300383e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000026f));
-  return _mm512_scalef_ps(p, x);
-}
-
-inline __m512i to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
-struct Orders {  // of 16-bit values of two vectors
-  __m512i low_pairs, high_pairs, even, odd;
-};
-
-inline Orders orders() {
-  alignas(64) uint16_t low[32], high[32], even[32], odd[32];
-  for (int i = 0; i < 32; ++i) {
-    low[i] = uint16_t(i / 2 + (i % 2) * 32);
-    high[i] = uint16_t(16 + i / 2 + (i % 2) * 32);
-    even[i] = uint16_t(2 * i);
-    odd[i] = uint16_t(2 * i + 1);
-  }
-  return {_mm512_load_si512(low), _mm512_load_si512(high), _mm512_load_si512(even),
-          _mm512_load_si512(odd)};
-}
-
-// 16 vectors of 16 32-bit values, transposed.
-inline void transpose(__m512i (&r)[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 16; i += 8) {
-    for (int j = 0; j < 4; ++j) {
-      t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
-      t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xdd);
-    }
-  }
-  for (int j = 0; j < 8; ++j) {
-    r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
-    r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
-  }
-}
 
 // ---- what is given ---------------------------------------------------------------------------
 
@@ -285,42 +59,17 @@ void copy_rows(const States& from, int64_t h, int64_t first, int64_t count, int6
   }
 }
 
-// 16 dense rows -> a panel of B of their transpose: [WIDE / 2][16][2].
-template <int64_t WIDE>
-void pair_columns(const bf16* from, bf16* to) {
-  for (int64_t at = 0; at < WIDE; at += 32) {
-    __m512i r[16];
-    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(from + i * WIDE + at);
-    transpose(r);
-    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + (at / 2 + i) * 32, r[i]);
-  }
-}
-
 // 64 dense rows -> their transpose [WIDE, 64].
 template <int64_t WIDE>
 void turn_block(const bf16* from, bf16* to, const Orders& order) {
   for (int64_t half = 0; half < BLOCK; half += 32) {
     alignas(64) bf16 pairs[2][WIDE / 2][32];
-    for (int i = 0; i < 2; ++i) pair_columns<WIDE>(from + (half + i * 16) * WIDE, &pairs[i][0][0]);
+    for (int i = 0; i < 2; ++i) pair_columns(from + (half + i * 16) * WIDE, WIDE, WIDE, &pairs[i][0][0]);
     for (int64_t p = 0; p < WIDE / 2; ++p) {
       const __m512i a = _mm512_load_si512(pairs[0][p]), b = _mm512_load_si512(pairs[1][p]);
       _mm512_storeu_si512(to + (2 * p) * BLOCK + half, _mm512_permutex2var_epi16(a, order.even, b));
       _mm512_storeu_si512(to + (2 * p + 1) * BLOCK + half,
                           _mm512_permutex2var_epi16(a, order.odd, b));
-    }
-  }
-}
-
-// 32 dense rows -> panels of B [WIDE / 16][.., 16 pairs][16][2], `panel` values apart.
-template <int64_t WIDE>
-void pair_rows(const bf16* from, bf16* to, int64_t panel, const Orders& order) {
-  for (int64_t pair = 0; pair < 16; ++pair) {
-    for (int64_t at = 0; at < WIDE; at += 32) {
-      const __m512i a = _mm512_loadu_si512(from + 2 * pair * WIDE + at);
-      const __m512i b = _mm512_loadu_si512(from + (2 * pair + 1) * WIDE + at);
-      bf16* line = to + at / 16 * panel + pair * 32;
-      _mm512_storeu_si512(line, _mm512_permutex2var_epi16(a, order.low_pairs, b));
-      _mm512_storeu_si512(line + panel, _mm512_permutex2var_epi16(a, order.high_pairs, b));
     }
   }
 }
@@ -430,19 +179,6 @@ struct Mask {  // of the tokens of a tile
   __mmask16 used(int p) const { return _mm512_test_epi32_mask(self[p], self[p]); }
 };
 
-// ---- space: given by the caller, cut up here ----------------------------------------------------
-
-struct Space {
-  char* at;
-  int64_t used = 0;
-  template <typename T>
-  T* take(int64_t count) {
-    T* found = reinterpret_cast<T*>(at + used);
-    used += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
-    return found;
-  }
-};
-
 struct Packed {  // keys and values of every key-value head, whole blocks
   bf16 *keys, *values, *turned;  // [filled, WIDE] twice; [blocks][WIDE, 64] of one of them
 
@@ -468,12 +204,6 @@ void pack(const Sizes& sizes, const States& key, const States& value, bool turn_
     }
   });
 }
-
-struct FlushTiny {  // numbers below 1e-38 count as 0: computing with them is slow
-  unsigned before = _mm_getcsr();
-  FlushTiny() { _mm_setcsr(before | 0x8040); }
-  ~FlushTiny() { _mm_setcsr(before); }
-};
 
 // ---- forward ---------------------------------------------------------------------------------
 
@@ -567,7 +297,7 @@ void forward(const Forward& given, char* memory) {
         const int64_t h = shared_head * times + chunk;
         copy_rows<WIDE>(given.query, h, token, TILE, sizes.length, room.rows);
         for (int p = 0; p < 2; ++p)
-          pair_columns<WIDE>(room.rows + p * LANES * WIDE, room.query + p * LANES * WIDE);
+          pair_columns(room.rows + p * LANES * WIDE, WIDE, WIDE, room.query + p * LANES * WIDE);
         std::memset(room.out, 0, TILE * WIDE * sizeof(float));
         __m512 largest[2], sum[2];
         for (int p = 0; p < 2; ++p) {
@@ -649,9 +379,9 @@ void read_tile(const Backward& given, const BackwardRoom& room, int64_t shared_h
       copy_rows<WIDE>(of_grad ? given.grad : given.query, h, token, TILE, length, room.rows);
       bf16* columns = (of_grad ? room.grad_columns : room.query_columns) + at;
       for (int p = 0; p < 2; ++p)
-        pair_columns<WIDE>(room.rows + p * LANES * WIDE, columns + p * LANES * WIDE);
+        pair_columns(room.rows + p * LANES * WIDE, WIDE, WIDE, columns + p * LANES * WIDE);
       bf16* rows = (of_grad ? room.grad_rows : room.query_rows) + chunk * 512;
-      pair_rows<WIDE>(room.rows, rows, panel, order);
+      pair_rows(room.rows, WIDE, WIDE, rows, panel, order);
     }
     for (int64_t i = 0; i < TILE; ++i) {  // room.rows holds the gradients
       __m512 sum = _mm512_setzero_ps();
@@ -823,22 +553,9 @@ bool fits(const Sizes& sizes, const int64_t* lines) {
 
 extern "C" {
 
-// What OpenMP runtime PyTorch has; all may be null, then one thread does the work. Returns 1 if the
-// matrix units may be used (Linux gives them on request).
-int set_threads(void* start, void* number, void* count) {
-  start_threads = reinterpret_cast<Start>(start);
-  thread_number = reinterpret_cast<Count>(number);
-  thread_count = reinterpret_cast<Count>(count);
-#ifdef SMOLLORA_AMX
-  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM, tile data
-#else
-  return 1;
-#endif
-}
-
 // sizes: heads, key-value heads, length, head_dim, lines of the table, threads.
 // Bytes that a call needs, from an address that divides by 64.
-int64_t count_space(const int64_t* sizes_of, int with_gradients) {
+int64_t count_attention_space(const int64_t* sizes_of, int with_gradients) {
   const Sizes sizes = read_sizes(sizes_of);
   Space space{nullptr};
   Packed(space, sizes);
