@@ -26,7 +26,7 @@ import torch
 from train_speed import rows_of, some_rows
 
 from smollora import native
-from smollora.attention import tree_attention, tree_attention_backward
+from smollora.attention import kernel, tree_attention, tree_attention_backward
 from smollora.config import TrainSection
 from smollora.data.batch import build_batch, plan_batches
 from smollora.memory import keep_freed_memory
@@ -38,12 +38,12 @@ PACKS = 8
 WARM = 12
 """Steps before the one that is profiled: until then memory grows. A second would be slower: what
 the profiler itself takes breaks the memory into pieces."""
-KERNEL = native.find_kernels
+SERVES = kernel.serves
 
 
 def use_kernel(wanted: bool) -> None:
-    """With the kernel or without, from now on."""
-    native.find_kernels = KERNEL if wanted else lambda: "switched off"  # type: ignore[assignment]
+    """With attention's kernel or without, from now on; that of the gate stays."""
+    kernel.serves = SERVES if wanted else lambda *_: False  # type: ignore[assignment]
 
 
 def time_layer(rows: Path, tokens: int) -> None:
@@ -100,14 +100,14 @@ def time_steps(source: str, rows: Path, steps: int, tokens: int) -> None:
     seen: list[tuple[float, int, bool]] = []
 
     def on_step(report: StepReport) -> None:
-        seen.append((report.seconds, report.tokens, native.find_kernels is KERNEL))
+        seen.append((report.seconds, report.tokens, kernel.serves is SERVES))
         use_kernel(len(seen) // 2 % 2 == 0)
 
-    KERNEL()
+    native.find_kernels()
     train(source, rows, steps, tokens, on_step)
     taken = [(b[0] - a[0], b[1], b[2]) for a, b in pairwise(seen[1:])]
     for wanted in (False, True):
-        ours = [(seconds, count) for seconds, count, kernel in taken if kernel is wanted]
+        ours = [(seconds, count) for seconds, count, used in taken if used is wanted]
         rate = sum(count for _, count in ours) / sum(seconds for seconds, _ in ours)
         each = " ".join(f"{seconds:.2f}" for seconds, _ in ours)
         print(f"{'kernel' if wanted else 'PyTorch'}: {rate:.0f} tokens/s; seconds a step: {each}")

@@ -9,8 +9,10 @@ its delimiters and template, as {"input_ids": [...], "labels": [...]}, -100 wher
 trained, so that another trainer can be given the same tokens and labels. `train` trains LoRA
 (rank 16, every linear layer; layers compiled unless --no-compile) on rows of that form, at most
 --max-length tokens each (--join: joined to just so many; torchrun starts it in several processes),
-as `smollora train` does, and prints one JSON object: unpadded tokens a second after the first step,
-labelled tokens, peak memory (resident; on a GPU of tensors), losses, and `share_of_products`: that
+as `smollora train` does (--no-gate: feed-forward layers by PyTorch's operators), and prints one
+JSON object: unpadded tokens a second after the first step, the same of the median step (the first
+dozen still ask the system for memory), labelled tokens, peak memory (resident; on a GPU of
+tensors), losses, and `share_of_products`: that
 rate over the one which the products of the frozen weights would allow (4 x parameters
 multiplications a token at the rate of bf16 products on the processor, measured just before).
 `loss` compares the loss of each step with a plain float32 reference on the same batches:
@@ -26,8 +28,9 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -39,7 +42,7 @@ from smollora.formats import HERMES
 from smollora.models import load_model, load_tokenizer, resolve_model
 from smollora.render import Renderer
 from smollora.tokens import read_token_facts
-from smollora.train import StepReport, attach_adapter, train_adapter
+from smollora.train import StepReport, attach_adapter, loss, train_adapter
 from smollora.types import PARTS, Conversation, Rendered
 
 TEXT = PARTS.index("text")
@@ -134,6 +137,7 @@ def train(
     first, rest = reports[0], reports[1:]
     seconds = rest[-1].seconds - first.seconds
     tokens = sum(report.row_tokens for report in rest)
+    middle = median((b.seconds - a.seconds) / b.row_tokens for a, b in pairwise(reports))
     print(
         json.dumps(
             {
@@ -144,9 +148,11 @@ def train(
                 "labelled_tokens": sum(report.labelled for report in rest),
                 "seconds": round(seconds, 2),
                 "tokens_per_second": round(tokens / seconds, 1),
+                "tokens_per_second_median_step": round(1 / middle, 1),
                 "peak_memory_bytes": made.summary["peak_memory_bytes"],
                 "product_gflops": round(rate / 1e9),
                 "share_of_products": round(tokens / seconds * flops / rate, 3),
+                "share_of_products_median_step": round(flops / middle / rate, 3),
                 "loss_first": first.loss,
                 "loss_last": rest[-1].loss,
             }
@@ -230,6 +236,7 @@ def main() -> None:
         verb.add_argument("--max-length", type=int, default=1024)
         verb.add_argument("--join", action="store_true")
         verb.add_argument("--no-compile", action="store_true")
+        verb.add_argument("--no-gate", action="store_true")
     given = parser.parse_args()
     if given.verb == "rows":
         write_rows(given.conversations, given.model, given.out, given.limit)
@@ -243,6 +250,8 @@ def main() -> None:
         batch_tokens=given.batch_tokens,
         compile="on" if given.verb == "train" and not given.no_compile else "off",
     )
+    if given.no_gate:
+        loss.fuse_gates = lambda *_: []
     if given.verb == "train":
         train(given.model, given.rows, given.steps, settings, given.max_length, given.join)
     else:

@@ -200,6 +200,28 @@ def test_bfloat16_falls_short_of_a_tolerance_that_it_cannot_reach(tmp_path: Path
     assert not values["passed"]
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_part_by_part_float64_is_float64(
+    family: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a model too large to be turned as a whole is compared as exactly."""
+    base, adapter, _ = trained(tmp_path, tiny_model(family), mode)
+    live = load_live(plan_merge(base, adapter, tmp_path / "merged", "float32"))
+    before = {name: p.clone() for name, p in live.named_parameters()}
+    with torch.no_grad():
+        whole = merge._exact_logits(live, PROOF)
+        monkeypatch.setattr(merge, "WHOLE_UP_TO", 0)
+        parts = merge._exact_logits(live, PROOF)
+        single = merge._logits(live, PROOF)
+    assert all(each.dtype == torch.float64 for each in parts)
+    # turned as a whole, the frequencies of the rotary embedding are computed in float64 as well
+    assert merge._difference(whole, parts) <= 1e-6 < 1e2 * merge._difference(whole, single)
+    assert not any(layer._forward_hooks for layer in live.modules())
+    for name, parameter in live.named_parameters():
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, before[name]), name
+
+
 def test_what_rounding_alone_does_passes_and_a_wrong_weight_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from smollora.train.adapter import untie_head
 from smollora.train.four_bit import check_four_bit, load_four_bit
 from smollora.train.identity import base_identity, read_base_weights, read_identity
 
-EXACT_UP_TO = 1_000_000_000
-"""Parameters up to which weights are compared in float64 arithmetic: adding up in another order
-moves float32 logits by 1e-4, which says nothing about the merge."""
+WHOLE_UP_TO = 1_000_000_000
+"""Parameters up to which a whole model is turned into float64 to compute its logits exactly; larger
+ones part by part, in the memory of one part more."""
 CARRIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -197,26 +198,22 @@ def apply_merge(
     live = load_live(plan)
     base = live.get_base_model()
     tied_before = ties_embeddings(plan.base)
-    exact = sum(p.numel() for p in live.parameters()) <= EXACT_UP_TO
     with torch.no_grad():
         if lean is not None:
             lean_towards_calls(live, lean)
         low = _logits(live, rows)
-        high = _logits(live.double(), rows) if exact else low
+        # adding up in another order moves float32 logits by 1e-4: no fault of the merge
+        high = _exact_logits(live, rows)
         rounding = _difference(high, low)
-        live.float()
         say("merged in memory")
         merged = live.merge_and_unload()
         noisy = _difference(low, _logits(merged, rows))
-        in_memory = _difference(high, _exact_logits(merged, rows)) if exact else noisy
-        merged.float()
+        in_memory = _difference(high, _exact_logits(merged, rows))
         say("saved and loaded again")
         with tempfile.TemporaryDirectory(dir=plan.out.parent) as work:
             merged.save_pretrained(work)
             again = load_model(Path(work), dtype="float32")
-            reloaded = _difference(
-                high, _exact_logits(again, rows) if exact else _logits(again, rows)
-            )
+            reloaded = _difference(high, _exact_logits(again, rows))
             head, embedding = again.get_output_embeddings(), again.get_input_embeddings()
             tied_after = head.weight is embedding.weight
             del again, high
@@ -240,9 +237,9 @@ def apply_merge(
     return {
         "max_logit_difference_in_memory": in_memory,
         "max_logit_difference_reloaded": reloaded,
-        "arithmetic": "float64" if exact else "float32",
+        "arithmetic": "float64",
         "max_logit_difference_float32_arithmetic": noisy,
-        "adapter_logit_rounding_float32_arithmetic": rounding if exact else None,
+        "adapter_logit_rounding_float32_arithmetic": rounding,
         "top1_agreement": round(agreement, 5),
         "mean_kl": divergence,
         f"top1_agreement_{plan.dtype}_arithmetic": round(as_served[0], 5),
@@ -286,8 +283,38 @@ def _from_four_bit(
 
 
 def _exact_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
-    """Logits of float32 weights in float64 arithmetic; the model is float64 afterwards."""
-    return _logits(model.double(), rows)
+    """Logits of float32 weights in float64 arithmetic; the weights are float32 again afterwards."""
+    if sum(p.numel() for p in model.parameters()) > WHOLE_UP_TO:
+        with _parts_in_float64(model):
+            return _logits(model, rows)
+    try:
+        return _logits(model.double(), rows)
+    finally:
+        model.float()
+
+
+@contextmanager
+def _parts_in_float64(model: Any) -> Iterator[None]:
+    """Embedding, layers, norm and head compute in float64, each turned when its time comes."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parts = [whole.get_output_embeddings()]
+    for child in whole.base_model.children():
+        parts += child if type(child).__name__ == "ModuleList" else [child]
+
+    def widen(part: Any, *_: Any) -> None:
+        part.double()
+
+    def narrow(part: Any, *_: Any) -> None:
+        part.float()
+
+    hooks = [part.register_forward_pre_hook(widen) for part in parts]
+    hooks += [part.register_forward_hook(narrow) for part in parts]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.float()
 
 
 def _save(model: Any, plan: MergePlan, stop_ids: Sequence[int]) -> None:
