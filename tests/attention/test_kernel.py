@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
@@ -161,6 +161,7 @@ def forests(drawn: st.DrawFn) -> list[Line]:
 
 
 @settings(max_examples=40, deadline=None)
+@example(table=[(0, 0, 1, 2)], times=1, shared=3, size=6.0, workers=1)
 @given(
     table=forests(),
     times=st.integers(1, 8),
@@ -181,8 +182,12 @@ def test_any_forest_is_what_its_mask_says(
         patch.setattr(native, "find_kernels", lambda: found)
         patch.setattr(torch, "get_num_threads", lambda: workers)
         ours = in_kernel(states, table, 0.125)
-    for got, expected in zip(ours, in_float64(states, visible(table, length), 0.125), strict=True):
-        assert apart(got, expected) <= 0.01 or (got - expected).abs().max() <= 0.02
+    seen = visible(table, length)
+    exact, torchs = in_float64(states, seen, 0.125), in_torch(states, seen, 0.125)
+    for got, other, expected in zip(ours, torchs, exact, strict=True):
+        # scores far apart leave gradients near zero, which no bfloat16 attention gets right
+        far = max(0.01, 2 * apart(other, expected))
+        assert apart(got, expected) <= far or (got - expected).abs().max() <= 0.02
 
 
 def test_the_same_numbers_come_out_again_and_from_any_layout(kernel: native.Kernels) -> None:
