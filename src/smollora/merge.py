@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smollora.config import MergeSection
 from smollora.errors import ConfigError, ModelError
@@ -37,6 +37,33 @@ CARRIED = (
     "chat_template.jinja",
 )
 """Files that go from the base folder to the merged one as they are."""
+
+
+class Compared(NamedTuple):
+    """A row of the proof."""
+
+    token_ids: Sequence[int]
+    start: int
+    """Positions before this one stood in an earlier row, with all that is before them."""
+
+
+def distinct_rows(rows: Iterable[Sequence[int]], positions: int) -> list[Compared]:
+    """The first of the rows that together have so many positions, each counted once: rows begin
+    with the same system text, and one near tie there would count as many times as there are rows.
+    """
+    found: list[Compared] = []
+    for row in rows:
+        if sum(len(each.token_ids) - each.start for each in found) >= positions:
+            break
+        start = max((_common(row, each.token_ids) for each in found), default=0)
+        if start < len(row):
+            found.append(Compared(row, start))
+    return found
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +207,8 @@ def apply_merge(
 
     Args:
         plan: from `plan_merge`.
-        rows: token ids of held-out rows; every position is compared.
+        rows: token ids of held-out rows; every position is compared, those that rows begin with
+            in common once.
         section: tolerances.
         stop_ids: end a turn; the merged model's generation config names them all.
         lean: what the adapter's opening token is changed by first; the rest compares with that.
@@ -194,6 +222,7 @@ def apply_merge(
     import torch
 
     say = on_step or (lambda text: None)
+    compared = distinct_rows(rows, section.positions)
     say("live adapter, float32")
     live = load_live(plan)
     base = live.get_base_model()
@@ -201,19 +230,19 @@ def apply_merge(
     with torch.no_grad():
         if lean is not None:
             lean_towards_calls(live, lean)
-        low = _logits(live, rows)
+        low = _logits(live, compared)
         # adding up in another order moves float32 logits by 1e-4: no fault of the merge
-        high = _exact_logits(live, rows)
+        high = _exact_logits(live, compared)
         rounding = _difference(high, low)
         say("merged in memory")
         merged = live.merge_and_unload()
-        noisy = _difference(low, _logits(merged, rows))
-        in_memory = _difference(high, _exact_logits(merged, rows))
+        noisy = _difference(low, _logits(merged, compared))
+        in_memory = _difference(high, _exact_logits(merged, compared))
         say("saved and loaded again")
         with tempfile.TemporaryDirectory(dir=plan.out.parent) as work:
             merged.save_pretrained(work)
             again = load_model(Path(work), dtype="float32")
-            reloaded = _difference(high, _exact_logits(again, rows))
+            reloaded = _difference(high, _exact_logits(again, compared))
             head, embedding = again.get_output_embeddings(), again.get_input_embeddings()
             tied_after = head.weight is embedding.weight
             del again, high
@@ -221,14 +250,14 @@ def apply_merge(
         merged.to(getattr(torch, plan.dtype))
         _save(merged, plan, stop_ids)
         final = load_model(plan.out, dtype=plan.dtype)
-        as_served = _compare(low, _logits(final, rows))
+        as_served = _compare(low, _logits(final, compared))
         say("the rounding of the weights alone")
-        agreement, divergence = _compare(low, _logits(final.float(), rows))
+        agreement, divergence = _compare(low, _logits(final.float(), compared))
         del base, final
         trained_on = {}
         if plan.base_weights == "4bit":
             say("the 4-bit base that it was trained on")
-            trained_on["training_base"] = _from_four_bit(plan, rows, low, lean)
+            trained_on["training_base"] = _from_four_bit(plan, compared, low, lean)
     passed = (
         max(in_memory, reloaded) <= max(section.tolerance, section.rounding_times * rounding)
         and agreement >= section.top1_at_least
@@ -255,7 +284,7 @@ def apply_merge(
 
 
 def _from_four_bit(
-    plan: MergePlan, rows: Sequence[Sequence[int]], full: Sequence[Any], lean: Lean | None
+    plan: MergePlan, rows: Sequence[Compared], full: Sequence[Any], lean: Lean | None
 ) -> dict[str, Any]:
     """How far the model as it was trained, on 4-bit weights, stands from the one on full weights
     that is merged. It gates nothing: no merge can undo what the adapter has learned beside them.
@@ -282,7 +311,7 @@ def _from_four_bit(
     return {**said, "top1_agreement": round(agreement, 5), "mean_kl": divergence}
 
 
-def _exact_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
+def _exact_logits(model: Any, rows: Sequence[Compared]) -> list[Any]:
     """Logits of float32 weights in float64 arithmetic; the weights are float32 again afterwards."""
     if sum(p.numel() for p in model.parameters()) > WHOLE_UP_TO:
         with _parts_in_float64(model):
@@ -350,11 +379,14 @@ def carry(base: Path, folder: Path, stop_ids: Sequence[int]) -> None:
         write_json(folder / "generation_config.json", generation)
 
 
-def _logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Any]:
-    """Logits [positions, vocabulary] of each row, in the type that the model computes in."""
+def _logits(model: Any, rows: Sequence[Compared]) -> list[Any]:
+    """Logits [positions, vocabulary] of what is new in each row, in the type of the model."""
     import torch
 
-    return [model(input_ids=torch.tensor([list(row)]), use_cache=False).logits[0] for row in rows]
+    return [
+        model(input_ids=torch.tensor([list(row.token_ids)]), use_cache=False).logits[0][row.start :]
+        for row in rows
+    ]
 
 
 def _difference(left: Sequence[Any], right: Sequence[Any]) -> float:

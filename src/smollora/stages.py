@@ -562,7 +562,7 @@ def merge(run: Run) -> dict[str, Any]:
     length = prepared.table.length
     short: list[int] = []
     for index in sorted(held, key=lambda index: length[index]):
-        if sum(length[i] for i in short) >= section.positions:
+        if sum(length[i] for i in short) >= 2 * section.positions:  # many begin alike
             break
         short.append(index)
     found = dict(prepared.take(short))
