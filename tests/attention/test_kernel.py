@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from native_kernels import UNITS, kernels_with
+from native_kernels import kernel as kernel  # a fixture
+from native_kernels import kernels_with
 from smollora import native
 from smollora.attention import kernel as attention_kernel
 from smollora.attention import tree_attention, tree_attention_backward
@@ -43,22 +44,6 @@ TABLES: dict[str, list[Line]] = {
 HEADS = {"MHA": (2, 2), "three share": (9, 3), "eight share": (8, 1), "five share": (5, 1)}
 NEAR = 1.25
 """Errors may be so many times those of PyTorch's bfloat16 attention; 0.50 to 1.03 were measured."""
-
-
-@pytest.fixture(params=UNITS)
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> native.Kernels:
-    """Either kernel, in use."""
-    found = kernels_with(request.param)
-    monkeypatch.setattr(native, "find_kernels", lambda: found)
-    return found
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """As many as before."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def visible(table: list[Line], length: int) -> Tensor:

@@ -6,7 +6,6 @@ On a processor without AVX512-BF16 the tests of the kernel's numbers are skipped
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -18,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
 
-from native_kernels import UNITS, kernels_with
+from native_kernels import kernel as kernel  # a fixture
+from native_kernels import kernels_with
 from smollora import native
 from smollora.train import gate as gates
 from smollora.train.fused_lora import FusedLora
@@ -29,22 +29,6 @@ NEAR = 1.25
 """Errors may be so many times those of PyTorch's operators in bfloat16."""
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IDS = torch.arange(3, 43)[None]
-
-
-@pytest.fixture(params=UNITS)
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> native.Kernels:
-    """Either kernel, in use."""
-    found = kernels_with(request.param)
-    monkeypatch.setattr(native, "find_kernels", lambda: found)
-    return found
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """As many as before."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def draw(length: int, inner: int, rank: int, low_rank: int) -> tuple[Tensor, ...]:

@@ -21,12 +21,9 @@ WIDTHS = (64, 128)
 
 def why_not(dtype: torch.dtype, wide: int) -> str:
     """Why tensors of this type and size of a head are not computed by it; "" if they are."""
-    if dtype != torch.bfloat16:
-        return f"it computes bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if wide not in WIDTHS:
+    if dtype == torch.bfloat16 and wide not in WIDTHS:
         return f"it computes heads of {' or '.join(map(str, WIDTHS))}, not {wide}"
-    found = native.find_kernels()
-    return found if isinstance(found, str) else ""
+    return native.why_not(dtype)
 
 
 def serves(query: Tensor, scale: float) -> bool:
@@ -37,11 +34,7 @@ def serves(query: Tensor, scale: float) -> bool:
 
 def describe(dtype: torch.dtype, wide: int) -> str:
     """What computes attention over trees on this processor, in words for a summary."""
-    reason = why_not(dtype, wide)
-    found = native.find_kernels() if not reason else ""
-    return (
-        f"C++ kernel ({found.units})" if isinstance(found, native.Kernels) else f"PyTorch: {reason}"
-    )
+    return native.describe(why_not(dtype, wide))
 
 
 def tokens_first(states: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -84,8 +77,7 @@ def _call(name: str, states: Sequence[Tensor], lse: Tensor, segments: Tensor, sc
     Raises:
         ValueError: the table of segments speaks of tokens that are not there.
     """
-    kernels = native.find_kernels()
-    assert isinstance(kernels, native.Kernels)
+    library = native.kernels().library
     backward = len(states) > 4
     query, key = states[1:3] if backward else states[:2]
     states = [each.to(query.dtype) for each in states]
@@ -93,8 +85,8 @@ def _call(name: str, states: Sequence[Tensor], lse: Tensor, segments: Tensor, sc
     table = segments.to(torch.int64).contiguous()
     of = (query.shape[1], key.shape[1], *query.shape[2:], len(table), torch.get_num_threads())
     sizes = native.integers(of)
-    space = native.Space.of(kernels.library.count_attention_space(sizes, int(backward)))
-    refused = getattr(kernels.library, name)(
+    space = native.Space.of(library.count_attention_space(sizes, int(backward)))
+    refused = getattr(library, name)(
         sizes,
         native.addresses(dense),
         native.integers([step for each in dense for step in each.stride()[1:3]]),

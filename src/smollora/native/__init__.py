@@ -1,7 +1,7 @@
 """Kernels in C++ for bfloat16 on a CPU, compiled on this machine at their first use.
 
 In: the sources of this folder (units.h is what they share; attention.cpp serves
-attention/kernel.py, gate.cpp serves train/gate_kernel.py). Out: a loaded library, or a reason why
+attention/kernel.py, gate.cpp serves train/gate.py). Out: a loaded library, or a reason why
 this machine is served by PyTorch's operators instead: that is no error, only slower. The compiled
 file lies in the cache folder under a name made of all that it depends on, and carries its own
 checksum: a file that was cut or changed is built again, for loading one kills the process. It uses
@@ -159,6 +159,26 @@ def find_kernels() -> Kernels | str:
             except Unusable as error:
                 reason = reason or str(error)
     return reason
+
+
+def why_not(dtype: torch.dtype) -> str:
+    """Why values of this type are not computed by the kernels; "" if they are."""
+    if dtype != torch.bfloat16:
+        return f"it computes bfloat16, not {str(dtype).removeprefix('torch.')}"
+    found = find_kernels()
+    return found if isinstance(found, str) else ""
+
+
+def describe(reason: str) -> str:
+    """What computes, in words for a summary: the kernel where there is no reason why not."""
+    return f"PyTorch: {reason}" if reason else f"C++ kernel ({kernels().units})"
+
+
+def kernels() -> Kernels:
+    """The kernels, which must have been found."""
+    found = find_kernels()
+    assert isinstance(found, Kernels), found
+    return found
 
 
 def integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:

@@ -4,7 +4,7 @@
 // A product with a side of 16 to 48 is bound by reading its wide side, and so is the gate. Here the wide
 // matrices are read once: h times the next layer's first factor, and the gradients of the three factors
 // that meet the gate, are made of values that are at hand anyway. What it computes is what train/gate.py
-// says; train/gate_kernel.py calls it. Layouts of A, B, C, pairs and panels: units.h.
+// says; which calls it. Layouts of A, B, C, pairs and panels: units.h.
 //
 // Sums over tokens are shared out by columns, so that no result depends on the number of threads.
 
@@ -50,6 +50,17 @@ void turn(const Rows& narrow, int64_t length, int64_t rank, int64_t filled, bf16
   }
 }
 
+// `count` rows of `columns` values -> `filled` dense rows of `wide` (0: as many) values, zeros around
+bf16* fill_rows(const Rows& from, int64_t count, int64_t filled, int64_t columns, Space& space,
+                int64_t wide = 0) {
+  if (!wide) wide = columns;
+  bf16* to = space.take<bf16>(filled * wide);
+  std::memset(to, 0, size_t(filled * wide * 2));
+  for (int64_t i = 0; i < count; ++i)
+    std::memcpy(to + i * wide, from.row(i), size_t(columns * 2));
+  return to;
+}
+
 inline __m512 low_half(__m512i x) {  // of 32 values, as floats
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(x)), 16));
 }
@@ -59,7 +70,7 @@ inline __m512 high_half(__m512i x) {
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x, 1)), 16));
 }
 
-// 1 / (1 + e^-x) within 3e-7 of itself where float32 holds it; NaN stays.
+// 1 / (1 + e^-x) within 4e-6 of itself (exp2_of) where float32 holds it; NaN stays.
 inline __m512 sigmoid(__m512 x) {
   const __m512 one = _mm512_set1_ps(1.0f), two = _mm512_set1_ps(2.0f);
   // the smaller, or the second where one is NaN; e^-x stays finite
@@ -81,11 +92,8 @@ struct Gate {
 void gate(const Gate& given, char* memory) {
   Space space{memory};
   const int64_t ranks = whole(given.rank, 32), inner = given.inner;
-  bf16* factor = space.take<bf16>(ranks * inner);  // zeros below the last row
+  const bf16* factor = fill_rows(given.first, given.rank, ranks, inner, space);
   bf16* panels = space.take<bf16>(ranks * inner);  // of B
-  std::memset(factor, 0, size_t(ranks * inner * 2));
-  for (int64_t r = 0; r < given.rank; ++r)
-    std::memcpy(factor + r * inner, given.first.row(r), size_t(inner * 2));
   for (int64_t r = 0; r < ranks; r += 16) pair_columns(factor + r * inner, inner, inner, panels + r * inner);
   float* sums = space.take<float>(given.threads * LINE * ranks);
   bf16* tails = space.take<bf16>(given.threads * LINE * inner);  // of the last tokens, zeros after
@@ -164,20 +172,14 @@ void gate_backward(const GateBackward& given, char* memory) {
   Space space{memory};
   const int64_t filled = whole(given.length, DEEP), inner = given.inner;
   const int64_t ranks = whole(given.rank, 32), low_ranks = whole(given.low_rank, 16);
-  bf16* factor = space.take<bf16>(ranks * inner);  // zeros below the last row
+  const bf16* factor = fill_rows(given.first, given.rank, ranks, inner, space);
   bf16* panels = space.take<bf16>(ranks * inner);  // of B
-  bf16* d_low = space.take<bf16>(filled * ranks);  // rows, zeros around
   bf16* d_low_turned = space.take<bf16>(ranks * filled);
   bf16* lows[2] = {space.take<bf16>(low_ranks * filled), space.take<bf16>(low_ranks * filled)};
-  std::memset(factor, 0, size_t(ranks * inner * 2));
-  for (int64_t r = 0; r < given.rank; ++r)
-    std::memcpy(factor + r * inner, given.first.row(r), size_t(inner * 2));
   for (int64_t r = 0; r < ranks; r += 32)
     pair_rows(factor + r * inner, inner, inner, panels + r * 16, ranks * 16, orders());
   const Rows d_lows{given.d_joined.at + inner, given.d_joined.step};
-  std::memset(d_low, 0, size_t(filled * ranks * 2));
-  for (int64_t t = 0; t < given.length; ++t)
-    std::memcpy(d_low + t * ranks, d_lows.row(t), size_t(given.rank * 2));
+  const bf16* d_low = fill_rows(d_lows, given.length, filled, given.rank, space, ranks);
   turn(d_lows, given.length, given.rank, filled, d_low_turned);
   for (int i = 0; i < 2; ++i)
     turn({given.low.at + i * given.low_rank, given.low.step}, given.length, given.low_rank,

@@ -39,18 +39,8 @@ WIDEST = 64
 
 def describe(dtype: torch.dtype, gates: Sequence[Any]) -> str:
     """What computes the gates that are fused, in words for a summary."""
-    if gates:
-        found = native.find_kernels()
-        return f"C++ kernel ({found.units})" if isinstance(found, native.Kernels) else found
-    return f"PyTorch: {_why_not(dtype) or 'no layer of a kind that it knows'}"
-
-
-def _why_not(dtype: torch.dtype) -> str:
-    """Why a model of this compute type has no gate of ours on a CPU; "" if it may."""
-    if dtype != torch.bfloat16:
-        return f"it computes bfloat16, not {str(dtype).removeprefix('torch.')}"
-    found = native.find_kernels()
-    return found if isinstance(found, str) else ""
+    reason = "" if gates else native.why_not(dtype) or "no layer of a kind that it knows"
+    return native.describe(reason)
 
 
 def fuse_gates(peft: Any, sets: Sequence[LayerSet], dtype: torch.dtype) -> list[Any]:
@@ -72,7 +62,7 @@ def fuse_gates(peft: Any, sets: Sequence[LayerSet], dtype: torch.dtype) -> list[
         pair, last = of.get(module.gate_proj), of.get(module.down_proj)
         if pair is None or last is None or not _fits(pair, last, module):
             continue
-        if pair.wide.device.type != "cpu" or _why_not(dtype):
+        if pair.wide.device.type != "cpu" or native.why_not(dtype):
             return []
         module.layer_sets = pair, last
         module.forward = MethodType(_forward, module)
@@ -254,11 +244,10 @@ def _call(name: str, sizes: Sequence[int], states: Sequence[Tensor], *sums: Tens
     length, inner, *ranks = sizes
     if inner % LINE or not all(0 < rank <= WIDEST for rank in ranks):
         raise ValueError(f"{inner} columns with ranks {ranks}: not what the gate computes")
-    kernels = native.find_kernels()
-    assert isinstance(kernels, native.Kernels)
+    library = native.kernels().library
     given = (length, inner, max(ranks), torch.get_num_threads())
-    space = native.Space.of(kernels.library.count_gate_space(*map(ctypes.c_int64, given)))
-    getattr(kernels.library, name)(
+    space = native.Space.of(library.count_gate_space(*map(ctypes.c_int64, given)))
+    getattr(library, name)(
         native.integers((*sizes, torch.get_num_threads())),
         native.addresses(states),
         native.integers([each.stride(0) for each in states]),
