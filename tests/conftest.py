@@ -18,8 +18,13 @@ if WORKER:  # a process a core, whatever those start included; read when torch i
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from environment_of_vllm import begin_install  # noqa: E402
+
+# How long an example takes says how busy the machine is: more tests run at once than it has cores.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 SLOWEST = (
     *("test_notebooks", "test_sharding", "test_activations", "test_smollm3_end_to_end"),

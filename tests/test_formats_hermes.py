@@ -205,14 +205,14 @@ def _read_back_equals(calls: list[ToolCall], tokenizer: Any) -> None:
         assert list(attempt.call.arguments) == list(call.arguments)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(CALLS)
 def test_whatever_json_is_shown_is_read_back(calls: list[ToolCall]) -> None:
     _read_back_equals(calls, TINY)
 
 
 @pytest.mark.network
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(CALLS)
 def test_whatever_json_is_shown_is_read_back_with_smollm3s_tokenizer(calls: list[ToolCall]) -> None:
     _read_back_equals(calls, smollm3_tokenizer())

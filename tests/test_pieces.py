@@ -71,7 +71,7 @@ def test_pieces_have_the_ids_of_the_whole(tokenizer: Tokenizer) -> None:
     encoder = PieceEncoder(tokenizer)
     assert encoder.pattern
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(TEXTS)
     def check(texts: list[str]) -> None:
         for _ in range(2):  # the second time from memory
@@ -92,7 +92,7 @@ def test_pieces_have_the_ids_of_the_whole(tokenizer: Tokenizer) -> None:
 def test_ascii_text_is_divided_as_the_tokenizer_divides_it(pattern: str) -> None:
     divide, split = ascii_words(pattern), pre_tokenizers.Split(Regex(pattern), "isolated")
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(st.text(st.characters(max_codepoint=127), max_size=40))
     def check(text: str) -> None:
         assert divide(text) == [word for word, _ in split.pre_tokenize_str(text)]

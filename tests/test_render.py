@@ -185,7 +185,7 @@ CONTENT = st.text(max_size=20).filter(
 ARGUMENTS = st.dictionaries(st.text(max_size=5), st.integers() | CONTENT | st.none(), max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(CONTENT, CONTENT, st.lists(st.builds(ToolCall, CONTENT, ARGUMENTS), max_size=2)),
@@ -644,7 +644,7 @@ def test_tools_are_written_alike_however_often_a_conversation_is_rendered() -> N
 SPOKEN = st.text(alphabet=st.sampled_from("ab \n.Łé東🙂’\u0301<|im_end|>"), max_size=12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(SPOKEN, CONTENT), min_size=1, max_size=3))
 def test_lengths_of_tokens_say_the_same_as_their_offsets(turns: list[tuple[str, str]]) -> None:
     """Offsets cost a fifth of the time; they are asked for where lengths do not add up."""

@@ -145,7 +145,7 @@ def forests(drawn: st.DrawFn) -> list[Line]:
     return lines
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @example(table=[(0, 0, 1, 2)], times=1, shared=3, size=6.0, workers=1)
 @given(
     table=forests(),

@@ -41,7 +41,7 @@ answers = st.builds(Message, st.just("assistant"), texts, reasoning=texts)
 exchange = st.tuples(st.builds(Message, st.just("user"), texts), answers)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(exchange, max_size=4), texts, st.integers(1, 900))
 def test_what_is_saved_is_what_is_loaded(
     tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[Message, ...]], system: str, n: int
@@ -140,7 +140,7 @@ def test_what_was_dropped_comes_back_when_it_is_undone() -> None:
     assert undone(undone(session)).start == 2
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 200))
 def test_what_is_shown_fits_or_is_refused(lengths: list[int], room: int) -> None:
     session = talk(*lengths)

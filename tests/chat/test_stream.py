@@ -68,7 +68,7 @@ def test_a_changed_history_is_computed_again_from_where_it_differs() -> None:
     assert stream.computed == 20
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=12), min_size=1, max_size=5))
 def test_whatever_was_asked_before_the_answer_is_the_same(prompts: list[list[int]]) -> None:
     model = tiny_model("llama")

@@ -331,7 +331,7 @@ def rows_from(shapes: list[tuple[int, int, int, int]]) -> list[Row]:
     return rows
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(SMALL_ROWS, st.sampled_from([32, 64, 200]))
 def test_every_row_is_in_the_plan_once_whole_and_within_the_length(
     shapes: list[tuple[int, int, int, int]], length: int
@@ -359,7 +359,7 @@ def test_every_row_is_in_the_plan_once_whole_and_within_the_length(
     assert sorted(names) == sorted(row.conversation_id for row in rows)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SMALL_ROWS)
 def test_a_shared_prompt_is_common_to_its_rows_and_ends_before_the_first_label(
     shapes: list[tuple[int, int, int, int]],

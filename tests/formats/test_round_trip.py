@@ -153,7 +153,7 @@ def test_every_format_has_a_domain() -> None:
 
 
 @pytest.mark.parametrize("name", DOMAINS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_whatever_is_shown_is_read_back(name: str, data: st.DataObject) -> None:
     fmt = FORMATS[name]
@@ -168,7 +168,7 @@ def test_whatever_is_shown_is_read_back(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("fmt", ALL, ids=lambda fmt: fmt.name)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(wanted=calls(TEXT, TEXT, ANY, most=2))
 def test_what_cannot_be_read_back_is_refused_not_written(
     fmt: ToolFormat, wanted: list[ToolCall]
@@ -196,7 +196,7 @@ def test_numbers_that_json_lacks_are_refused(fmt: ToolFormat, number: float) -> 
 
 
 @pytest.mark.parametrize("fmt", [f for f in ALL if f.delimited == "token"], ids=lambda f: f.name)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_call_spelled_with_ordinary_tokens_is_never_a_call(
     fmt: ToolFormat, data: st.DataObject
@@ -209,7 +209,7 @@ def test_a_call_spelled_with_ordinary_tokens_is_never_a_call(
 
 
 @pytest.mark.parametrize("fmt", ALL, ids=lambda fmt: fmt.name)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_no_tokens_make_a_parser_fail(fmt: ToolFormat, data: st.DataObject) -> None:
     """Any mixture of delimiters, pieces of calls and noise: attempts, spans in bounds, no error."""

@@ -85,7 +85,7 @@ def test_the_kernel_is_as_exact_as_torchs_operators(name: str, kernel: native.Ke
         assert apart(found, expected) <= NEAR * max(apart(other, expected), 2e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     length=st.integers(1, 150),
     columns=st.integers(1, 12),
