@@ -21,8 +21,8 @@ from native_kernels import kernel as kernel  # a fixture
 from native_kernels import kernels_with
 from smollora import native
 from smollora.train import gate as gates
-from smollora.train.fused_lora import FusedLora
-from smollora.train.gate import describe, fuse_gates, gate, gate_backward, part_gates
+from smollora.train.fused_lora import FusedLora, restore_forward
+from smollora.train.gate import describe, fuse_gates, gate, gate_backward
 from tiny_models import FAMILIES, tiny_model
 
 NEAR = 1.25
@@ -188,7 +188,7 @@ def test_values_and_gradients_are_those_of_float64(family: str, kernel: native.K
     assert len(found) == len(without) == len(exact) > 1
     for got, other, expected in zip(found, without, exact, strict=True):
         assert apart(got, expected) <= 1.5 * apart(other, expected) + 2e-3
-    part_gates(fused)
+    restore_forward(fused)
     assert torch.equal(ours(input_ids=IDS).logits, torchs(input_ids=IDS).logits)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,25 +72,103 @@ def differentiate(
     return made
 
 
-def _call(name: str, states: Sequence[Tensor], lse: Tensor, segments: Tensor, scale: float) -> None:
+# ── from one product to the next ──────────────────────────────────────────────────────────────
+
+
+class Heads(NamedTuple):
+    """How a layer's queries, keys and values lie in a row, in this order."""
+
+    queries: int
+    keys: int
+    """As many are of the values."""
+    wide: int
+
+    @property
+    def out(self) -> int:
+        """Values of a token's output."""
+        return self.queries * self.wide
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """[length, values of a token] -> views [1, heads, length, head_dim]."""
+        heads = rows.unflatten(1, (-1, self.wide)).transpose(0, 1)[None]
+        return tuple(heads.split((self.queries, self.keys, self.keys), dim=1))
+
+    def read_out(self, joined: Tensor) -> Tensor:
+        """[length, out + others] -> a view of the output [1, queries, length, head_dim]."""
+        return joined[:, : self.out].unflatten(1, (self.queries, self.wide)).transpose(0, 1)[None]
+
+
+Angles = tuple[Tensor, Tensor] | None
+"""Cosines and sines of a rotary embedding, float32 [length, head_dim]; None: nothing is turned."""
+
+
+def attend_rows(
+    rows: Tensor, angles: Angles, segments: Tensor, first: Tensor, heads: Heads, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`tree_attention` of what one product has made, rotated, and what the next product reads.
+
+    Args:
+        rows: [length, queries, keys and values] bfloat16, not rotated.
+        first: [rank, out] bfloat16, the next product's first factor.
+
+    Returns:
+        [length, out + rank] bfloat16, the output and what `first` makes of it, and log-sum-exp
+        [queries, length] float32.
+    """
+    rank = len(first)
+    joined = rows.new_empty(len(rows), heads.out + rank)
+    lse = rows.new_empty(heads.queries, len(rows), dtype=torch.float32)
+    states = (*heads.split(rows), heads.read_out(joined), first[None, None])
+    _call("attend", states, lse, segments, scale, angles, rank)
+    return joined, lse
+
+
+def differentiate_rows(
+    grad: Tensor,
+    rows: Tensor,
+    joined: Tensor,
+    lse: Tensor,
+    angles: Angles,
+    segments: Tensor,
+    heads: Heads,
+    scale: float,
+) -> Tensor:
+    """The gradient of `rows`, as they, from that of the output [length, out] bfloat16."""
+    made = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    states = heads.read_out(grad), *heads.split(rows), heads.read_out(joined), *heads.split(made)
+    _call("differentiate_attention", states, lse.contiguous(), segments, scale, angles)
+    return made
+
+
+def _call(
+    name: str,
+    states: Sequence[Tensor],
+    lse: Tensor,
+    segments: Tensor,
+    scale: float,
+    angles: Angles = None,
+    rank: int = 0,
+) -> None:
     """Call the kernel; `states` [1, heads, length, head_dim] in the order of attention.cpp.
 
     Raises:
         ValueError: the table of segments speaks of tokens that are not there.
     """
     library = native.kernels().library
-    backward = len(states) > 4
-    query, key = states[1:3] if backward else states[:2]
+    query, key = states[1:3] if name == "differentiate_attention" else states[:2]
     states = [each.to(query.dtype) for each in states]
     dense = [each if each.stride(3) == 1 else each.contiguous() for each in states]
     table = segments.to(torch.int64).contiguous()
-    of = (query.shape[1], key.shape[1], *query.shape[2:], len(table), torch.get_num_threads())
-    sizes = native.integers(of)
-    space = native.Space.of(library.count_attention_space(sizes, int(backward)))
+    counts = len(table), torch.get_num_threads(), rank
+    sizes = native.integers((query.shape[1], key.shape[1], *query.shape[2:], *counts))
+    backward = int(name == "differentiate_attention")
+    space = native.Space.of(library.count_attention_space(sizes, backward))
+    turned = [each.to(torch.float32).contiguous() for each in angles or ()]
     refused = getattr(library, name)(
         sizes,
         native.addresses(dense),
         native.integers([step for each in dense for step in each.stride()[1:3]]),
+        native.addresses(turned) if turned else (ctypes.c_void_p * 2)(),
         ctypes.c_void_p(lse.data_ptr()),
         ctypes.c_void_p(table.data_ptr()),
         ctypes.c_float(scale),

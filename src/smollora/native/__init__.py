@@ -1,6 +1,6 @@
 """Kernels in C++ for bfloat16 on a CPU, compiled on this machine at their first use.
 
-In: the sources of this folder (units.h is what they share; attention.cpp serves
+In: the sources of this folder (units.h and narrow.h are what they share; attention.cpp serves
 attention/kernel.py, gate.cpp serves train/gate.py). Out: a loaded library, or a reason why
 this machine is served by PyTorch's operators instead: that is no error, only slower. The compiled
 file lies in the cache folder under a name made of all that it depends on, and carries its own
@@ -29,6 +29,7 @@ from torch import Tensor
 from smollora.models import cache_folder
 
 FOLDER = Path(__file__).parent
+HEADERS = ("units.h", "narrow.h")
 SOURCES = ("units.cpp", "attention.cpp", "gate.cpp")
 VECTORS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
 MATRIX_UNITS = ("amx_tile", "amx_bf16")
@@ -99,7 +100,7 @@ def build(flags: Sequence[str]) -> Path:
     options = ["-std=c++17", "-O3", "-fPIC", "-shared", "-mfma"]
     options += ["-m" + flag.replace("_", "-").replace("avx512-", "avx512") for flag in flags]
     options += ["-DSMOLLORA_AMX"] * ("amx_bf16" in flags)
-    texts = [(FOLDER / name).read_text("utf-8") for name in ("units.h", *SOURCES)]
+    texts = [(FOLDER / name).read_text("utf-8") for name in (*HEADERS, *SOURCES)]
     made_of = [_run([*compiler, "--version"]), *compiler, *options, *texts]
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:24]
     folder = cache_folder() / "kernels"

@@ -10,11 +10,14 @@
 // a mask, which is computed from the bounds where it is needed. Tokens of any row and tree may
 // meet in a tile; nothing is sorted, gathered or padded but the last tile.
 //
+// Queries and keys are ROTATED where they are read (Su et al. 2021, in the halves that transformers
+// turns), and their gradients back where they are written, if cosines are given.
+//
 // Scores are computed TRANSPOSED, keys down and tokens across, S^T = K Q^T: 16 tokens lie in a
 // vector, so that the largest score and the sum of a token need no reduction across lanes, and the
 // weights leave the registers in the form in which the next product wants them.
 
-#include "units.h"
+#include "narrow.h"
 
 #include <vector>
 
@@ -39,8 +42,37 @@ struct States {  // [heads, length, head_dim] of a tensor whose last dimension i
   bf16* row(int64_t h, int64_t t) const { return at + h * head + t * token; }
 };
 
+struct Rotation {  // by each token's angles, float32 [length, WIDE]; null: none
+  const float *cosines, *sines;
+
+  // `count` rows of tokens from `first` on, `step` values apart, where they stand; BACK undoes it
+  template <int64_t WIDE, bool BACK>
+  void turn(bf16* row, int64_t step, int64_t first, int64_t count) const {
+    if (!cosines) return;
+    constexpr int64_t HALF = WIDE / 2;
+    for (int64_t t = first; t < first + count; ++t, row += step) {
+      const float *c = cosines + t * WIDE, *s = sines + t * WIDE;
+      for (int64_t i = 0; i < HALF; i += LANES) {
+        const auto read = [&](int64_t at) {
+          const __m256i x = _mm256_loadu_si256((const __m256i*)(row + at));
+          return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+        };
+        const auto write = [&](int64_t at, __m512 x) {
+          _mm256_storeu_si256((__m256i*)(row + at), (__m256i)_mm512_cvtneps_pbh(x));
+        };
+        const __m512 low = read(i), high = read(i + HALF);
+        const __m512 a = _mm512_mul_ps(low, _mm512_loadu_ps(c + i));
+        const __m512 b = _mm512_mul_ps(high, _mm512_loadu_ps(c + i + HALF));
+        const __m512 upper = _mm512_loadu_ps(s + i), lower = _mm512_loadu_ps(s + i + HALF);
+        write(i, BACK ? _mm512_fmadd_ps(high, lower, a) : _mm512_fnmadd_ps(high, upper, a));
+        write(i + HALF, BACK ? _mm512_fnmadd_ps(low, upper, b) : _mm512_fmadd_ps(low, lower, b));
+      }
+    }
+  }
+};
+
 struct Sizes {
-  int64_t heads, shared_heads, length, wide, lines, threads;
+  int64_t heads, shared_heads, length, wide, lines, threads, rank;
   int64_t times() const { return heads / shared_heads; }
   int64_t tiles() const { return (length + TILE - 1) / TILE; }
   int64_t blocks() const { return (length + BLOCK - 1) / BLOCK; }
@@ -191,14 +223,15 @@ struct Packed {  // keys and values of every key-value head, whole blocks
 };
 
 template <int64_t WIDE>
-void pack(const Sizes& sizes, const States& key, const States& value, bool turn_keys,
-          const Packed& to) {
+void pack(const Sizes& sizes, const States& key, const States& value, const Rotation& rotation,
+          bool turn_keys, const Packed& to) {
   const int64_t blocks = sizes.blocks(), all = sizes.shared_heads * blocks;
   in_parallel(sizes.threads, [&](int64_t worker) {
     const Orders order = orders();
     for (int64_t i = all * worker / sizes.threads; i < all * (worker + 1) / sizes.threads; ++i) {
       const int64_t h = i / blocks, first = i % blocks * BLOCK, at = i * BLOCK * WIDE;
       copy_rows<WIDE>(key, h, first, BLOCK, sizes.length, to.keys + at);
+      rotation.turn<WIDE, false>(to.keys + at, WIDE, first, std::min(BLOCK, sizes.length - first));
       copy_rows<WIDE>(value, h, first, BLOCK, sizes.length, to.values + at);
       turn_block<WIDE>((turn_keys ? to.keys : to.values) + at, to.turned + at, order);
     }
@@ -210,6 +243,8 @@ void pack(const Sizes& sizes, const States& key, const States& value, bool turn_
 struct Forward {
   Sizes sizes;
   States query, key, value, out;
+  Rotation rotation;
+  Rows first;  // [rank, heads * head_dim]: what stands right of `out`, if its heads lie in a row
   float* lse;  // [heads, length]
   const int64_t* lines;
   float scale;
@@ -277,7 +312,7 @@ void forward(const Forward& given, char* memory) {
   const Plan plan(sizes, given.lines);
   Space space{memory};
   const Packed packed(space, sizes);
-  pack<WIDE>(sizes, given.key, given.value, false, packed);
+  pack<WIDE>(sizes, given.key, given.value, given.rotation, false, packed);
   std::vector<ForwardRoom> rooms;
   for (int64_t i = 0; i < sizes.threads; ++i) rooms.emplace_back(space, sizes);
   const int64_t tiles = sizes.tiles(), times = sizes.times();
@@ -296,6 +331,7 @@ void forward(const Forward& given, char* memory) {
       for (int64_t chunk = 0; chunk < times; ++chunk) {
         const int64_t h = shared_head * times + chunk;
         copy_rows<WIDE>(given.query, h, token, TILE, sizes.length, room.rows);
+        given.rotation.turn<WIDE, false>(room.rows, WIDE, token, std::min(TILE, sizes.length - token));
         for (int p = 0; p < 2; ++p)
           pair_columns(room.rows + p * LANES * WIDE, WIDE, WIDE, room.query + p * LANES * WIDE);
         std::memset(room.out, 0, TILE * WIDE * sizeof(float));
@@ -329,6 +365,17 @@ void forward(const Forward& given, char* memory) {
       }
     }
   });
+
+  if (!sizes.rank) return;
+  const Rows joined{given.out.at, given.out.token};
+  const Narrow narrow(joined, given.first, sizes.length, sizes.heads * WIDE, sizes.rank,
+                      sizes.threads, space);
+  in_parallel(sizes.threads, [&](int64_t worker) {
+    const Units units;
+    const FlushTiny flush;
+    const Share own(tiles, worker, sizes.threads);
+    for (int64_t tile = own.first; tile < own.after; ++tile) narrow.multiply(tile * TILE, worker);
+  });
 }
 
 // ---- backward --------------------------------------------------------------------------------
@@ -336,6 +383,7 @@ void forward(const Forward& given, char* memory) {
 struct Backward {
   Sizes sizes;
   States grad, query, key, value, out, d_query, d_key, d_value;
+  Rotation rotation;
   const float* lse;
   const int64_t* lines;
   float scale;
@@ -377,6 +425,8 @@ void read_tile(const Backward& given, const BackwardRoom& room, int64_t shared_h
     const int64_t h = shared_head * times + chunk, at = chunk * TILE * WIDE;
     for (const bool of_grad : {false, true}) {
       copy_rows<WIDE>(of_grad ? given.grad : given.query, h, token, TILE, length, room.rows);
+      if (!of_grad)
+        given.rotation.turn<WIDE, false>(room.rows, WIDE, token, std::min(TILE, length - token));
       bf16* columns = (of_grad ? room.grad_columns : room.query_columns) + at;
       for (int p = 0; p < 2; ++p)
         pair_columns(room.rows + p * LANES * WIDE, WIDE, WIDE, columns + p * LANES * WIDE);
@@ -443,7 +493,7 @@ void backward(const Backward& given, char* memory) {
   const Plan plan(sizes, given.lines);
   Space space{memory};
   const Packed packed(space, sizes);
-  pack<WIDE>(sizes, given.key, given.value, true, packed);
+  pack<WIDE>(sizes, given.key, given.value, given.rotation, true, packed);
   const int64_t tiles = sizes.tiles(), times = sizes.times(), blocks = sizes.blocks();
   const int64_t one = sizes.filled() * WIDE;  // floats of a head's gradient
   std::vector<BackwardRoom> rooms;
@@ -505,9 +555,13 @@ void backward(const Backward& given, char* memory) {
         product<true>({room.d_scores, TILE, TILE * BLOCK}, {room.query_rows, panel},
                       {sums.d_keys + to, WIDE, LANES}, BLOCK / 16, WIDE / 16, times);
       }
-      for (int64_t chunk = 0; chunk < times; ++chunk)
-        write_tokens<WIDE>(room.d_query + chunk * TILE * WIDE, scales, all, given.d_query,
-                           shared_head * times + chunk, token, sizes.length);
+      for (int64_t chunk = 0; chunk < times; ++chunk) {
+        const int64_t h = shared_head * times + chunk;
+        write_tokens<WIDE>(room.d_query + chunk * TILE * WIDE, scales, all, given.d_query, h, token,
+                           sizes.length);
+        given.rotation.turn<WIDE, true>(given.d_query.row(h, token), given.d_query.token, token,
+                                        std::min(TILE, sizes.length - token));
+      }
     }
   });
 
@@ -532,11 +586,12 @@ void backward(const Backward& given, char* memory) {
         _mm256_storeu_si256((__m256i*)(given.d_value.row(h, t) + at),
                             (__m256i)_mm512_cvtneps_pbh(d_value));
       }
+      given.rotation.turn<WIDE, true>(given.d_key.row(h, t), 0, t, 1);
     }
   });
 }
 
-Sizes read_sizes(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5]}; }
+Sizes read_sizes(const int64_t* s) { return {s[0], s[1], s[2], s[3], s[4], s[5], s[6]}; }
 
 States read_states(void* const* at, const int64_t* strides, int i) {
   return {static_cast<bf16*>(at[i]), strides[2 * i], strides[2 * i + 1]};
@@ -553,7 +608,8 @@ bool fits(const Sizes& sizes, const int64_t* lines) {
 
 extern "C" {
 
-// sizes: heads, key-value heads, length, head_dim, lines of the table, threads.
+// sizes: heads, key-value heads, length, head_dim, lines of the table, threads, rank of the next
+// layer's first factor (0: none).
 // Bytes that a call needs, from an address that divides by 64.
 int64_t count_attention_space(const int64_t* sizes_of, int with_gradients) {
   const Sizes sizes = read_sizes(sizes_of);
@@ -565,6 +621,8 @@ int64_t count_attention_space(const int64_t* sizes_of, int with_gradients) {
     else
       ForwardRoom(space, sizes);
   }
+  if (sizes.rank)
+    space.take<char>(Narrow::count_space(sizes.heads * sizes.wide, sizes.rank, sizes.threads));
   // a head is shared by two workers at most where there are no more workers than heads, and each
   // worker begins one head more at most
   if (with_gradients)
@@ -572,25 +630,31 @@ int64_t count_attention_space(const int64_t* sizes_of, int with_gradients) {
   return space.used;
 }
 
-// Both return 1 if the table speaks of tokens that are not there, and compute nothing then.
+// Both return 1 if the table speaks of tokens that are not there, and compute nothing then. angles:
+// cosines and sines, null where nothing is rotated.
 
-// states: query, key, value, out; strides: (head, token) of each, in values.
-int attend(const int64_t* sizes_of, void* const* states, const int64_t* strides, float* lse,
-            const int64_t* lines, float scale, char* space) {
+// states: query, key, value, out, and with a rank the first factor; strides: (head, token) of each,
+// in values; of the factor (0, row).
+int attend(const int64_t* sizes_of, void* const* states, const int64_t* strides,
+           const float* const* angles, float* lse, const int64_t* lines, float scale, char* space) {
   const auto at = [&](int i) { return read_states(states, strides, i); };
   if (!fits(read_sizes(sizes_of), lines)) return 1;
-  const Forward given{read_sizes(sizes_of), at(0), at(1), at(2), at(3), lse, lines, scale};
+  const Sizes sizes = read_sizes(sizes_of);
+  const Rows first = sizes.rank ? Rows{at(4).at, at(4).token} : Rows{nullptr, 0};
+  const Forward given{sizes, at(0), at(1), at(2), at(3), {angles[0], angles[1]}, first, lse, lines,
+                      scale};
   given.sizes.wide == 64 ? forward<64>(given, space) : forward<128>(given, space);
   return 0;
 }
 
 // states: grad, query, key, value, out, d_query, d_key, d_value.
 int differentiate_attention(const int64_t* sizes_of, void* const* states, const int64_t* strides,
-                            const float* lse, const int64_t* lines, float scale, char* space) {
+                            const float* const* angles, const float* lse, const int64_t* lines,
+                            float scale, char* space) {
   const auto at = [&](int i) { return read_states(states, strides, i); };
   if (!fits(read_sizes(sizes_of), lines)) return 1;
   const Backward given{read_sizes(sizes_of), at(0), at(1), at(2), at(3), at(4), at(5), at(6),
-                       at(7),                lse,   lines, scale};
+                       at(7),                {angles[0], angles[1]}, lse, lines, scale};
   given.sizes.wide == 64 ? backward<64>(given, space) : backward<128>(given, space);
   return 0;
 }

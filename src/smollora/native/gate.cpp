@@ -8,30 +8,15 @@
 //
 // Sums over tokens are shared out by columns, so that no result depends on the number of threads.
 
-#include "units.h"
+#include "narrow.h"
 
 using namespace smollora;
 
 namespace {
 
-constexpr int64_t LINE = 32;  // tokens, and columns, that are computed at once
 constexpr int64_t STRIP = 256;  // columns of a token that are computed in a row: memory is fetched ahead
 constexpr int64_t AHEAD = 4;    // tokens
 constexpr int64_t DEEP = 64;  // tokens that are summed before a sum goes back to memory
-
-int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of * of; }
-
-struct Rows {  // [rows, columns] with dense columns
-  bf16* at;
-  int64_t step;  // values from a row to the next
-  bf16* row(int64_t i) const { return at + i * step; }
-};
-
-struct Share {  // what one worker does of `count` pieces
-  int64_t first, after;
-  Share(int64_t count, int64_t worker, int64_t workers)
-      : first(count * worker / workers), after(count * (worker + 1) / workers) {}
-};
 
 // narrow [length, rank] -> its transpose [rank, length], rank filled up to 16s, zeros up to `filled`
 void turn(const Rows& narrow, int64_t length, int64_t rank, int64_t filled, bf16* to) {
@@ -48,17 +33,6 @@ void turn(const Rows& narrow, int64_t length, int64_t rank, int64_t filled, bf16
         _mm256_storeu_si256((__m256i*)(to + (r + i) * filled + t), _mm512_cvtepi32_epi16(lines[i]));
     }
   }
-}
-
-// `count` rows of `columns` values -> `filled` dense rows of `wide` (0: as many) values, zeros around
-bf16* fill_rows(const Rows& from, int64_t count, int64_t filled, int64_t columns, Space& space,
-                int64_t wide = 0) {
-  if (!wide) wide = columns;
-  bf16* to = space.take<bf16>(filled * wide);
-  std::memset(to, 0, size_t(filled * wide * 2));
-  for (int64_t i = 0; i < count; ++i)
-    std::memcpy(to + i * wide, from.row(i), size_t(columns * 2));
-  return to;
 }
 
 inline __m512 low_half(__m512i x) {  // of 32 values, as floats
@@ -91,16 +65,11 @@ struct Gate {
 
 void gate(const Gate& given, char* memory) {
   Space space{memory};
-  const int64_t ranks = whole(given.rank, 32), inner = given.inner;
-  const bf16* factor = fill_rows(given.first, given.rank, ranks, inner, space);
-  bf16* panels = space.take<bf16>(ranks * inner);  // of B
-  for (int64_t r = 0; r < ranks; r += 16) pair_columns(factor + r * inner, inner, inner, panels + r * inner);
-  float* sums = space.take<float>(given.threads * LINE * ranks);
-  bf16* tails = space.take<bf16>(given.threads * LINE * inner);  // of the last tokens, zeros after
+  const int64_t inner = given.inner;
+  const Narrow narrow(given.joined, given.first, given.length, inner, given.rank, given.threads, space);
   in_parallel(given.threads, [&](int64_t worker) {
     const Units units;
     const FlushTiny flush;
-    float* low = sums + worker * LINE * ranks;
     const Share share(whole(given.length, LINE) / LINE, worker, given.threads);
     for (int64_t t = share.first * LINE; t < share.after * LINE; t += LINE) {
       const int64_t here = std::min(LINE, given.length - t);
@@ -115,22 +84,7 @@ void gate(const Gate& given, char* memory) {
           _mm512_storeu_si512(to + c, to_bf16(h[0], h[1]));
         }
       }
-      Left left{given.joined.row(t), given.joined.step, LINE};
-      if (here < LINE) {
-        bf16* tail = tails + worker * LINE * inner;
-        std::memset(tail, 0, size_t(LINE * inner * 2));
-        for (int64_t i = 0; i < here; ++i)
-          std::memcpy(tail + i * inner, given.joined.row(t + i), size_t(inner * 2));
-        left = {tail, inner, LINE};
-      }
-      product<false>(left, {panels, inner * 16}, {low, ranks, 16}, 2, ranks / 16, inner / 32);
-      for (int64_t i = 0; i < here; ++i) {
-        alignas(64) bf16 values[64];
-        for (int64_t r = 0; r < ranks; r += 32)
-          _mm512_store_si512(values + r, to_bf16(_mm512_loadu_ps(low + i * ranks + r),
-                                                 _mm512_loadu_ps(low + i * ranks + r + 16)));
-        std::memcpy(given.joined.row(t + i) + inner, values, size_t(given.rank * 2));
-      }
+      narrow.multiply(t, worker);
     }
   });
 }
@@ -268,9 +222,9 @@ extern "C" {
 // Bytes that either call needs, from an address that divides by 64; the larger of two ranks.
 int64_t count_gate_space(int64_t length, int64_t inner, int64_t rank, int64_t threads) {
   const int64_t filled = whole(length, DEEP), ranks = whole(rank, 32);
-  return 2 * (2 * ranks * inner + 4 * filled * ranks + threads * LINE * inner) +
-         4 * threads * LINE * (ranks + STRIP) +
-         2 * threads * 3 * STRIP * DEEP + 64 * 12;
+  const int64_t backward = 2 * (2 * ranks * inner + 4 * filled * ranks + threads * 3 * STRIP * DEEP) +
+                           4 * threads * LINE * STRIP + 64 * 10;
+  return std::max(backward, Narrow::count_space(inner, rank, threads));
 }
 
 // sizes: length, inner, rank, threads. states: gate_up, first, joined.

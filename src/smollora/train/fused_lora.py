@@ -10,7 +10,7 @@ product both are summed in float32 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any
 
@@ -270,8 +270,7 @@ class _WideProduct(torch.autograd.Function):  # type: ignore[misc]
         (gradient,) = gradients
         rank = low.shape[-1]
         joined = gradient @ wide
-        d_factor = torch.cat(_diagonal(second_gradient(gradient, low), ctx.sizes))
-        d_factor = d_factor.to(ctx.dtype) * ctx.scale
+        d_factor = second_gradients(gradient, low, ctx.sizes).to(ctx.dtype) * ctx.scale
         return joined[..., :-rank], joined[..., -rank:], d_factor, None, None, None, None
 
 
@@ -307,3 +306,28 @@ def second_gradient(gradient: Tensor, low: Tensor) -> Tensor:
     takes half of the time (docs/log.md).
     """
     return (low.flatten(0, -2).T.contiguous() @ gradient.flatten(0, -2)).T
+
+
+def second_gradients(gradient: Tensor, low: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The same of the layers of a set, [sum of out, rank], from `low` [..., layers * rank]."""
+    return torch.cat(_diagonal(second_gradient(gradient, low), sizes))
+
+
+# ── modules that are computed as one function ─────────────────────────────────────────────────
+
+
+def replace_forward(module: Any, forward: Callable[..., Any], *sets: LayerSet) -> None:
+    """Let a module compute `forward(module, ...)`, which finds the sets in `module.layer_sets`."""
+    module.layer_sets = sets
+    module.forward = MethodType(forward, module)
+
+
+def restore_forward(modules: Sequence[Any]) -> None:
+    """Let such modules compute as they did before."""
+    for module in modules:
+        del module.forward, module.layer_sets
+
+
+def draws_dropout(layer: Any) -> bool:
+    """Whether a peft layer's adapters draw dropout."""
+    return any(getattr(each, "p", 0.0) > 0 for each in layer.lora_dropout.values())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from types import MethodType
 from typing import Any
 
 import torch
@@ -22,9 +21,11 @@ from torch.nn import functional
 from smollora import native
 from smollora.train.fused_lora import (
     LayerSet,
+    draws_dropout,
     is_left_to_peft,
     joined_first,
     joined_second,
+    replace_forward,
     scale_of,
     second_gradient,
 )
@@ -52,7 +53,7 @@ def fuse_gates(peft: Any, sets: Sequence[LayerSet], dtype: torch.dtype) -> list[
         dtype: the compute type.
 
     Returns:
-        The modules that do; `part_gates` undoes it.
+        The modules that do; `restore_forward` undoes it.
     """
     of = {layer: each for each in sets for layer in each.layers}
     fused = []
@@ -64,21 +65,14 @@ def fuse_gates(peft: Any, sets: Sequence[LayerSet], dtype: torch.dtype) -> list[
             continue
         if pair.wide.device.type != "cpu" or native.why_not(dtype):
             return []
-        module.layer_sets = pair, last
-        module.forward = MethodType(_forward, module)
+        replace_forward(module, _forward, pair, last)
         fused.append(module)
     return fused
 
 
-def part_gates(modules: Sequence[Any]) -> None:
-    """Let them compute as they did before."""
-    for module in modules:
-        del module.forward, module.layer_sets
-
-
 def is_gated(module: Any) -> bool:
     """True for a module of `fuse_gates`."""
-    return "layer_sets" in vars(module)
+    return type(module).__name__ in KNOWN and "layer_sets" in vars(module)
 
 
 def _is_silu(function: Any) -> bool:
@@ -93,15 +87,11 @@ def _fits(pair: LayerSet, last: LayerSet, module: Any) -> bool:
         and last.layers == [module.down_proj]
         and pair.bias is None
         and last.bias is None
-        and not any(_draws_dropout(layer) for layer in (*pair.layers, *last.layers))
+        and not any(draws_dropout(layer) for layer in (*pair.layers, *last.layers))
         and pair.sizes[0] == pair.sizes[1]
         and pair.sizes[0] % LINE == 0
         and max(ranks) <= WIDEST
     )
-
-
-def _draws_dropout(layer: Any) -> bool:
-    return any(getattr(each, "p", 0.0) > 0 for each in layer.lora_dropout.values())
 
 
 def _forward(module: Any, inputs: Tensor) -> Tensor:

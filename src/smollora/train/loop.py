@@ -141,7 +141,9 @@ def build_trainer(session: Session, arguments: dict[str, Any]) -> Any:
         def create_optimizer(self, model: Any = None) -> Any:
             groups = parameter_groups(peft, settings)
             self.trained = [list(group["params"]) for group in groups]
-            self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.99), eps=1e-8)
+            self.optimizer = torch.optim.AdamW(
+                groups, lr=settings.lr, betas=(0.9, 0.99), eps=1e-8, fused=True
+            )
             return self.optimizer
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

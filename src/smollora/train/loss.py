@@ -16,10 +16,11 @@ from smollora.attention import blocks, kernel, use_tree_attention
 from smollora.config import TrainSection
 from smollora.data.batch import Batch, Row, build_batch, plan_batches
 from smollora.errors import ModelError
-from smollora.train.fused_lora import FusedLora
+from smollora.train.fused_lora import FusedLora, restore_forward
 from smollora.train.gate import describe as describe_gates
-from smollora.train.gate import fuse_gates, part_gates
+from smollora.train.gate import fuse_gates
 from smollora.train.head import Targets, head_loss
+from smollora.train.self_attention import fuse_attention
 from smollora.types import PARTS
 
 OWN_ATTENTION = {"trees": TREES, "blocks": blocks.NAME}
@@ -128,6 +129,8 @@ class TreeLoss:
         self.adapters = FusedLora(model, self.dtype, spread=spread)
         self.gates = fuse_gates(model, self.adapters.sets, self.dtype)
         self.attention = attention or choose_attention(device)
+        trees = self.attention == "trees"
+        self.joined = fuse_attention(model, self.adapters.sets, self.dtype) if trees else []
         own = base.config._attn_implementation
         self._own_attention = "sdpa" if own in OWN_ATTENTION.values() else own
         self._attend_to_trees(base)
@@ -144,7 +147,8 @@ class TreeLoss:
             return self.attention
         config = self.decoder.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return f"trees, {kernel.describe(self.dtype, size)}"
+        found = f"trees, {kernel.describe(self.dtype, size)}"
+        return f"{found}, {len(self.joined)} layers as one function" if self.joined else found
 
     def describe_gates(self) -> str:
         """What computes the gates of the feed-forward layers, in words for a summary."""
@@ -152,8 +156,8 @@ class TreeLoss:
 
     def separate(self) -> None:
         """Compute every layer alone from now on, as `FusedLora.separate` says."""
-        part_gates(self.gates)
-        self.gates = []
+        restore_forward([*self.gates, *self.joined])
+        self.gates, self.joined = [], []
         self.adapters.separate()
 
     def _what_is_seen(self, batch: Batch) -> dict[str, Any]:
