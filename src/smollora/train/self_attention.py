@@ -30,12 +30,11 @@ from smollora.train.fused_lora import (
     second_gradient,
     second_gradients,
 )
+from smollora.train.gate import WIDEST
 
 KNOWN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "SmolLM3Attention")
 """Classes of transformers' that rotate queries and keys whole (or not at all), attend, and do
 nothing else between their products; Qwen 3 normalises both first."""
-WIDEST = 64
-"""The largest rank that the kernel computes."""
 
 
 def fuse_attention(peft: Any, sets: Sequence[LayerSet], dtype: torch.dtype) -> list[Any]:
