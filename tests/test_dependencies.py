@@ -51,6 +51,7 @@ MAY_IMPORT_TORCH_AT_ONCE = {
     "train.fused_four_bit",
     "train.fused_lora",
     "train.gate",
+    "train.self_attention",
     "train.head",
     "native",
 }
