@@ -13,12 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
 
+from native_kernels import apart, kernels_with, outcome_of, with_factors
 from native_kernels import kernel as kernel  # a fixture
-from native_kernels import kernels_with
 from smollora import native
 from smollora.train import gate as gates
 from smollora.train.fused_lora import FusedLora, restore_forward
@@ -59,11 +58,6 @@ def by_autograd(drawn: tuple[Tensor, ...], dtype: torch.dtype) -> list[Tensor]:
 def in_kernel(drawn: tuple[Tensor, ...]) -> list[Tensor]:
     gradient, gate_up, first, low = drawn
     return [gate(gate_up, first), *gate_backward(gradient, gate_up, first, low)]
-
-
-def apart(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.detach().double(), expected.detach()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
 SIZES = {
@@ -156,22 +150,11 @@ def adapted(family: str, dtype: torch.dtype = torch.bfloat16, **changes: Any) ->
     torch.manual_seed(3)
     leaves = {name.rsplit(".", 1)[-1] for name, _ in tiny_model(family).named_modules()}
     chosen = [target for target in TARGETS if target in leaves]
-    given = {"r": 4, "lora_alpha": 8, "target_modules": chosen, **changes}
-    peft = get_peft_model(tiny_model(family).to(dtype), LoraConfig(**given))
-    for name, parameter in peft.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-    return peft
+    return with_factors(tiny_model(family).to(dtype), **{"target_modules": chosen, **changes})
 
 
 def outcome(peft: Any) -> list[Tensor]:
-    """Logits, and the gradients of their squares by every factor."""
-    logits = peft(input_ids=IDS).logits.double()
-    logits.square().mean().backward()
-    grads = [p.grad.double() for _, p in sorted(peft.named_parameters()) if p.grad is not None]
-    return [logits.detach(), *grads]
+    return outcome_of(peft, input_ids=IDS)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

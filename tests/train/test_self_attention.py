@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from native_kernels import apart, outcome_of, with_factors
 from native_kernels import kernel as kernel  # a fixture
 from smollora import native
 from smollora.attention import use_tree_attention
@@ -37,11 +37,6 @@ def visible() -> Tensor:
     seen = torch.ones(70, 70, dtype=torch.bool).tril()
     seen[40:, 20:40] = False
     return seen
-
-
-def apart(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.detach().double(), expected.detach().double()
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
 # ── operators ─────────────────────────────────────────────────────────────────────────────────
@@ -138,22 +133,19 @@ def adapted(family: str, dtype: torch.dtype = torch.bfloat16, **changes: Any) ->
     model = type(model)(wide).to(dtype)
     use_tree_attention(model)
     leaves = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    given = {"r": 4, "lora_alpha": 8, "target_modules": leaves, **changes}
-    peft = get_peft_model(model, LoraConfig(**given))
-    for name, parameter in peft.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-            if "lora_B" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
-    return peft
+    return with_factors(model, **{"target_modules": leaves, **changes})
+
+
+GIVEN: dict[str, Any] = {
+    "input_ids": IDS,
+    "position_ids": POSITIONS,
+    "use_cache": False,
+    "seen": SEEN,
+}
 
 
 def outcome(peft: Any) -> list[Tensor]:
-    """Logits, and the gradients of their squares by every factor."""
-    logits = peft(input_ids=IDS, position_ids=POSITIONS, use_cache=False, seen=SEEN).logits.double()
-    logits.square().mean().backward()
-    grads = [p.grad.double() for _, p in sorted(peft.named_parameters()) if p.grad is not None]
-    return [logits.detach(), *grads]
+    return outcome_of(peft, **GIVEN)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -191,9 +183,8 @@ def test_another_attention_and_a_switched_off_adapter_are_transformers_own(
     peft = adapted("llama")
     plain = deepcopy(peft)
     fuse_attention(peft, FusedLora(peft, torch.bfloat16).sets, torch.bfloat16)
-    given = {"input_ids": IDS, "position_ids": POSITIONS, "use_cache": False, "seen": SEEN}
     with torch.no_grad(), peft.disable_adapter(), plain.disable_adapter():
-        assert torch.equal(peft(**given).logits, plain(**given).logits)
+        assert torch.equal(peft(**GIVEN).logits, plain(**GIVEN).logits)
     for model in (peft, plain):
         model.get_base_model().set_attn_implementation("sdpa")
     with torch.no_grad():

@@ -98,8 +98,8 @@ class Heads(NamedTuple):
         return joined[:, : self.out].unflatten(1, (self.queries, self.wide)).transpose(0, 1)[None]
 
 
-Angles = tuple[Tensor, Tensor] | None
-"""Cosines and sines of a rotary embedding, float32 [length, head_dim]; None: nothing is turned."""
+Angles = tuple[Tensor | None, Tensor | None]
+"""Cosines and sines of a rotary embedding [length, head_dim]; None: nothing is turned."""
 
 
 def attend_rows(
@@ -146,7 +146,7 @@ def _call(
     lse: Tensor,
     segments: Tensor,
     scale: float,
-    angles: Angles = None,
+    angles: Angles = (None, None),
     rank: int = 0,
 ) -> None:
     """Call the kernel; `states` [1, heads, length, head_dim] in the order of attention.cpp.
@@ -155,15 +155,15 @@ def _call(
         ValueError: the table of segments speaks of tokens that are not there.
     """
     library = native.kernels().library
-    query, key = states[1:3] if name == "differentiate_attention" else states[:2]
+    backward = name == "differentiate_attention"
+    query, key = states[1:3] if backward else states[:2]
     states = [each.to(query.dtype) for each in states]
     dense = [each if each.stride(3) == 1 else each.contiguous() for each in states]
     table = segments.to(torch.int64).contiguous()
     counts = len(table), torch.get_num_threads(), rank
     sizes = native.integers((query.shape[1], key.shape[1], *query.shape[2:], *counts))
-    backward = int(name == "differentiate_attention")
-    space = native.Space.of(library.count_attention_space(sizes, backward))
-    turned = [each.to(torch.float32).contiguous() for each in angles or ()]
+    space = native.Space.of(library.count_attention_space(sizes, int(backward)))
+    turned = [each.to(torch.float32).contiguous() for each in angles if each is not None]
     refused = getattr(library, name)(
         sizes,
         native.addresses(dense),

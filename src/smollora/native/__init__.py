@@ -36,6 +36,8 @@ MATRIX_UNITS = ("amx_tile", "amx_bf16")
 """What the processor must have, as Linux names it; the second are six times as fast."""
 LONGEST = 300.0
 """Seconds that compiling may take."""
+WIDEST = 64
+"""The largest rank of an adapter that the kernels multiply with (narrow.h)."""
 SWITCH = "SMOLLORA_NATIVE"
 """Environment variable: 0 leaves them unused."""
 _DIGEST = hashlib.sha256().digest_size

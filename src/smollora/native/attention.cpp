@@ -25,7 +25,7 @@ using namespace smollora;
 
 namespace {
 
-constexpr int64_t TILE = 32;   // tokens
+constexpr int64_t TILE = LINE;  // tokens
 constexpr int64_t BLOCK = 64;  // keys
 constexpr int64_t PART = 32;   // keys whose scores are differentiated at once: they stay in L1
 constexpr int64_t LANES = 16;  // tokens of a panel
@@ -54,8 +54,7 @@ struct Rotation {  // by each token's angles, float32 [length, WIDE]; null: none
       const float *c = cosines + t * WIDE, *s = sines + t * WIDE;
       for (int64_t i = 0; i < HALF; i += LANES) {
         const auto read = [&](int64_t at) {
-          const __m256i x = _mm256_loadu_si256((const __m256i*)(row + at));
-          return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+          return to_floats(_mm256_loadu_si256((const __m256i*)(row + at)));
         };
         const auto write = [&](int64_t at, __m512 x) {
           _mm256_storeu_si256((__m256i*)(row + at), (__m256i)_mm512_cvtneps_pbh(x));
@@ -228,7 +227,8 @@ void pack(const Sizes& sizes, const States& key, const States& value, const Rota
   const int64_t blocks = sizes.blocks(), all = sizes.shared_heads * blocks;
   in_parallel(sizes.threads, [&](int64_t worker) {
     const Orders order = orders();
-    for (int64_t i = all * worker / sizes.threads; i < all * (worker + 1) / sizes.threads; ++i) {
+    const Share own(all, worker, sizes.threads);
+    for (int64_t i = own.first; i < own.after; ++i) {
       const int64_t h = i / blocks, first = i % blocks * BLOCK, at = i * BLOCK * WIDE;
       copy_rows<WIDE>(key, h, first, BLOCK, sizes.length, to.keys + at);
       rotation.turn<WIDE, false>(to.keys + at, WIDE, first, std::min(BLOCK, sizes.length - first));
@@ -570,7 +570,8 @@ void backward(const Backward& given, char* memory) {
   in_parallel(sizes.threads, [&](int64_t worker) {
     const FlushTiny flush;
     const __m512 scale = _mm512_set1_ps(given.scale);
-    for (int64_t i = all * worker / sizes.threads; i < all * (worker + 1) / sizes.threads; ++i) {
+    const Share here(all, worker, sizes.threads);
+    for (int64_t i = here.first; i < here.after; ++i) {
       const int64_t h = i / sizes.length, t = i % sizes.length;
       for (int64_t at = 0; at < WIDE; at += LANES) {
         __m512 d_key = _mm512_setzero_ps(), d_value = _mm512_setzero_ps();

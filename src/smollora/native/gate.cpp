@@ -35,14 +35,9 @@ void turn(const Rows& narrow, int64_t length, int64_t rank, int64_t filled, bf16
   }
 }
 
-inline __m512 low_half(__m512i x) {  // of 32 values, as floats
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(x)), 16));
-}
-
-inline __m512 high_half(__m512i x) {
-  return _mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x, 1)), 16));
-}
+// of 32 values, as floats
+inline __m512 low_half(__m512i x) { return to_floats(_mm512_castsi512_si256(x)); }
+inline __m512 high_half(__m512i x) { return to_floats(_mm512_extracti64x4_epi64(x, 1)); }
 
 // 1 / (1 + e^-x) within 4e-6 of itself (exp2_of) where float32 holds it; NaN stays.
 inline __m512 sigmoid(__m512 x) {

@@ -197,6 +197,10 @@ inline __m512 exp2_of(__m512 x) {
   return _mm512_scalef_ps(p, x);
 }
 
+inline __m512 to_floats(__m256i x) {  // 16 bfloat16
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
 inline __m512i to_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
 struct Orders {  // of 16-bit values of two vectors

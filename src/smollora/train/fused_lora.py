@@ -100,8 +100,7 @@ def _sets(peft: Any, layers: Sequence[Any]) -> Iterator[list[Any]]:
 
 def _kind(layer: Any) -> tuple[Any, ...]:
     """What layers that are computed together have in common; of its own where dropout is drawn."""
-    drawn = getattr(layer.lora_dropout[layer.active_adapters[0]], "p", 0.0)
-    return _second(layer).shape[1], _scale(layer), id(layer) if drawn else None
+    return _second(layer).shape[1], _scale(layer), id(layer) if _draws_dropout(layer) else None
 
 
 class LayerSet:
@@ -316,10 +315,44 @@ def second_gradients(gradient: Tensor, low: Tensor, sizes: Sequence[int]) -> Ten
 # ── modules that are computed as one function ─────────────────────────────────────────────────
 
 
-def replace_forward(module: Any, forward: Callable[..., Any], *sets: LayerSet) -> None:
-    """Let a module compute `forward(module, ...)`, which finds the sets in `module.layer_sets`."""
-    module.layer_sets = sets
-    module.forward = MethodType(forward, module)
+def fuse_modules(
+    peft: Any,
+    sets: Sequence[LayerSet],
+    layers_of: Callable[[Any], tuple[list[Any], Any] | None],
+    serves: Callable[[Any, LayerSet, LayerSet], bool],
+    forward: Callable[..., Any],
+) -> list[Any]:
+    """Let modules of two products compute in one function, without dropout in between.
+
+    Args:
+        peft: the model.
+        sets: what `FusedLora` has made of its layers.
+        layers_of: the layers of a module's first product and that of its last; None if it is no
+            module of a kind that is known.
+        serves: whether `forward` computes a module with these two sets; asked last, for it may
+            compile a kernel.
+        forward: takes the module, which has the two sets as `layer_sets`, and what it is given.
+
+    Returns:
+        The modules that do; `restore_forward` undoes it.
+    """
+    of = {layer: each for each in sets for layer in each.layers}
+    fused = []
+    for module in peft.modules():
+        if (layers := layers_of(module)) is None:
+            continue
+        together, last = layers
+        pair, end = of.get(together[0]), of.get(last)
+        if pair is None or end is None or pair.layers != together or end.layers != [last]:
+            continue
+        if any(_draws_dropout(layer) for layer in (*together, last)) or not serves(
+            module, pair, end
+        ):
+            continue
+        module.layer_sets = pair, end
+        module.forward = MethodType(forward, module)
+        fused.append(module)
+    return fused
 
 
 def restore_forward(modules: Sequence[Any]) -> None:
@@ -328,6 +361,15 @@ def restore_forward(modules: Sequence[Any]) -> None:
         del module.forward, module.layer_sets
 
 
-def draws_dropout(layer: Any) -> bool:
-    """Whether a peft layer's adapters draw dropout."""
-    return any(getattr(each, "p", 0.0) > 0 for each in layer.lora_dropout.values())
+def _draws_dropout(layer: Any) -> bool:
+    return getattr(layer.lora_dropout[layer.active_adapters[0]], "p", 0.0) > 0
+
+
+def widest_rank(*sets: LayerSet) -> int:
+    """The largest rank of their adapters."""
+    return max(int(joined_second(each).shape[1]) for each in sets)
+
+
+def any_left_to_peft(*sets: LayerSet) -> bool:
+    """Whether peft computes a layer of theirs now: its adapter is off."""
+    return any(is_left_to_peft(layer, (), {}) for each in sets for layer in each.layers)

@@ -19,23 +19,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from smollora import native
+from smollora.native import WIDEST
 from smollora.train.fused_lora import (
     LayerSet,
-    draws_dropout,
-    is_left_to_peft,
+    any_left_to_peft,
+    fuse_modules,
     joined_first,
     joined_second,
-    replace_forward,
     scale_of,
     second_gradient,
+    widest_rank,
 )
 
 KNOWN = ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "SmolLM3MLP")
 """Classes of transformers' that compute down(act(gate(x)) * up(x)) and nothing else."""
 LINE = 32
 """The kernel computes so many columns at once: `inner` must be a multiple."""
-WIDEST = 64
-"""The largest rank that it computes."""
 
 
 def describe(dtype: torch.dtype, gates: Sequence[Any]) -> str:
@@ -55,19 +54,17 @@ def fuse_gates(peft: Any, sets: Sequence[LayerSet], dtype: torch.dtype) -> list[
     Returns:
         The modules that do; `restore_forward` undoes it.
     """
-    of = {layer: each for each in sets for layer in each.layers}
-    fused = []
-    for module in peft.modules():
-        if type(module).__name__ not in KNOWN or not _is_silu(module.act_fn):
-            continue
-        pair, last = of.get(module.gate_proj), of.get(module.down_proj)
-        if pair is None or last is None or not _fits(pair, last, module):
-            continue
-        if pair.wide.device.type != "cpu" or native.why_not(dtype):
-            return []
-        replace_forward(module, _forward, pair, last)
-        fused.append(module)
-    return fused
+
+    def serves(module: Any, pair: LayerSet, last: LayerSet) -> bool:
+        return _fits(pair, last) and pair.wide.device.type == "cpu" and not native.why_not(dtype)
+
+    return fuse_modules(peft, sets, _layers_of, serves, _forward)
+
+
+def _layers_of(module: Any) -> tuple[list[Any], Any] | None:
+    if type(module).__name__ not in KNOWN or not _is_silu(module.act_fn):
+        return None
+    return [module.gate_proj, module.up_proj], module.down_proj
 
 
 def is_gated(module: Any) -> bool:
@@ -79,24 +76,20 @@ def _is_silu(function: Any) -> bool:
     return isinstance(function, torch.nn.SiLU) or type(function).__name__ == "SiLUActivation"
 
 
-def _fits(pair: LayerSet, last: LayerSet, module: Any) -> bool:
-    """Whether two sets are the three layers of a module, in sizes that the kernel computes."""
-    ranks = [joined_second(each).shape[1] for each in (pair, last)]
+def _fits(pair: LayerSet, last: LayerSet) -> bool:
+    """Whether these are sizes that the kernel computes."""
     return (
-        pair.layers == [module.gate_proj, module.up_proj]
-        and last.layers == [module.down_proj]
-        and pair.bias is None
+        pair.bias is None
         and last.bias is None
-        and not any(draws_dropout(layer) for layer in (*pair.layers, *last.layers))
         and pair.sizes[0] == pair.sizes[1]
         and pair.sizes[0] % LINE == 0
-        and max(ranks) <= WIDEST
+        and widest_rank(pair, last) <= WIDEST
     )
 
 
 def _forward(module: Any, inputs: Tensor) -> Tensor:
     pair, last = module.layer_sets
-    if any(is_left_to_peft(layer, (), {}) for layer in (*pair.layers, *last.layers)):
+    if any_left_to_peft(pair, last):
         out: Tensor = type(module).forward(module, inputs)
         return out
     rows = inputs.to(pair.wide.dtype).flatten(0, -2)

@@ -19,18 +19,18 @@ from torch.nn import functional
 from smollora.attention import NAME as TREES
 from smollora.attention import kernel
 from smollora.attention.kernel import Heads
+from smollora.native import WIDEST
 from smollora.train.fused_lora import (
     LayerSet,
-    draws_dropout,
-    is_left_to_peft,
+    any_left_to_peft,
+    fuse_modules,
     joined_first,
     joined_second,
-    replace_forward,
     scale_of,
     second_gradient,
     second_gradients,
+    widest_rank,
 )
-from smollora.train.gate import WIDEST
 
 KNOWN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "SmolLM3Attention")
 """Classes of transformers' that rotate queries and keys whole (or not at all), attend, and do
@@ -48,31 +48,22 @@ def fuse_attention(peft: Any, sets: Sequence[LayerSet], dtype: torch.dtype) -> l
     Returns:
         The modules that do; `restore_forward` undoes it.
     """
-    of = {layer: each for each in sets for layer in each.layers}
-    fused = []
-    for module in peft.modules():
-        if type(module).__name__ not in KNOWN:
-            continue
-        three, last = of.get(module.q_proj), of.get(module.o_proj)
-        if three is None or last is None or not _fits(three, last, module):
-            continue
-        if three.wide.device.type != "cpu" or kernel.why_not(dtype, module.head_dim):
-            return []
-        replace_forward(module, _forward, three, last)
-        fused.append(module)
-    return fused
+
+    def serves(module: Any, three: LayerSet, last: LayerSet) -> bool:
+        return (
+            widest_rank(three, last) <= WIDEST
+            and module.scaling > 0
+            and three.wide.device.type == "cpu"
+            and not kernel.why_not(dtype, module.head_dim)
+        )
+
+    return fuse_modules(peft, sets, _layers_of, serves, _forward)
 
 
-def _fits(three: LayerSet, last: LayerSet, module: Any) -> bool:
-    """Whether two sets are the four layers of a module, in sizes that the kernel computes."""
-    ranks = [joined_second(each).shape[1] for each in (three, last)]
-    return (
-        three.layers == [module.q_proj, module.k_proj, module.v_proj]
-        and last.layers == [module.o_proj]
-        and not any(draws_dropout(layer) for layer in (*three.layers, *last.layers))
-        and max(ranks) <= WIDEST
-        and module.scaling > 0
-    )
+def _layers_of(module: Any) -> tuple[list[Any], Any] | None:
+    if type(module).__name__ not in KNOWN:
+        return None
+    return [module.q_proj, module.k_proj, module.v_proj], module.o_proj
 
 
 def _forward(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -82,7 +73,7 @@ def _forward(module: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> t
         args
         or module.config._attn_implementation != TREES
         or kwargs.get("past_key_values") is not None
-        or any(is_left_to_peft(layer, (), {}) for layer in (*three.layers, *last.layers))
+        or any_left_to_peft(three, last)
         or (angles is not None and angles[0].shape[-1] != module.head_dim)
     ):
         out: tuple[Tensor, None] = type(module).forward(module, hidden_states, *args, **kwargs)
@@ -192,10 +183,10 @@ def attend_rows(
         [length, queries * wide + rank] bfloat16, the output and what `first` makes of it, and
         log-sum-exp [queries, length] float32.
     """
-    _check(first)
-    angles = None if cosines is None or sines is None else (cosines, sines)
+    if not 0 < len(first) <= WIDEST:
+        raise ValueError(f"rank {len(first)}: the kernel computes 1 to {WIDEST}")
     heads = Heads(queries, keys, wide)
-    return kernel.attend_rows(rows, angles, segments, first, heads, scale)
+    return kernel.attend_rows(rows, (cosines, sines), segments, first, heads, scale)
 
 
 @attend_rows.register_fake  # type: ignore[untyped-decorator]
@@ -234,17 +225,10 @@ def attend_rows_backward(
         gradient: [length, queries * wide] bfloat16, of the output alone.
         joined, lse: what `attend_rows` has returned; the others are what it was given.
     """
-    angles = None if cosines is None or sines is None else (cosines, sines)
-    heads = Heads(queries, keys, wide)
+    angles, heads = (cosines, sines), Heads(queries, keys, wide)
     return kernel.differentiate_rows(gradient, rows, joined, lse, angles, segments, heads, scale)
 
 
 @attend_rows_backward.register_fake  # type: ignore[untyped-decorator]
 def _(gradient: Tensor, rows: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(rows, memory_format=torch.contiguous_format)
-
-
-def _check(first: Tensor) -> None:
-    """Raises ValueError: a rank that the kernel does not compute."""
-    if not 0 < len(first) <= WIDEST:
-        raise ValueError(f"rank {len(first)}: the kernel computes 1 to {WIDEST}")
