@@ -19,6 +19,7 @@ from smollora.attention import tree_attention, tree_attention_backward
 from smollora.attention.blocks import block_mask
 from smollora.config import TrainSection
 from smollora.data.batch import (
+    AHEAD,
     MIN_SHARED,
     Batch,
     BatchPlan,
@@ -399,6 +400,33 @@ def test_a_row_longer_than_a_step_gets_a_step_of_its_own() -> None:
     (own,) = [pack for pack in plan.packs if any(long in tree.rows for tree in pack)]
     assert [tree.rows for tree in own] == [(long,)]
     assert build_batch(own, 128, PAD).token_ids.shape == (1, 384)
+
+
+def single_trees(lengths: list[int]) -> list[Tree]:
+    made = [Row(str(n), (1,) * length, (0.0,) * length, ()) for n, length in enumerate(lengths)]
+    return [Tree((row,), 0) for row in made]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_step_is_filled_as_full_as_the_trees_near_by_allow(seed: int) -> None:
+    dice = random.Random(seed)
+    trees = single_trees([dice.randrange(1, 120) for _ in range(40)])
+    left = list(trees)
+    for pack in plan_packs(trees, 100):
+        room = 100 - left[0].length
+        sums = {0}
+        for tree in left[1 : AHEAD + 1]:
+            sums |= {each + tree.length for each in sums if each + tree.length <= room}
+        assert pack[0] is left[0]
+        assert sum(tree.length for tree in pack[1:]) == max(sums)
+        left = [tree for tree in left if not any(tree is taken for taken in pack)]
+    assert not left
+
+
+def test_of_several_ways_to_fill_a_step_it_takes_the_longest_trees() -> None:
+    trees = single_trees([50, 10, 20, 30, 20, 50])
+    lengths = [[tree.length for tree in pack] for pack in plan_packs(trees, 100)]
+    assert lengths == [[50, 50], [10, 20, 30, 20]]
 
 
 def test_every_epoch_has_its_own_order_and_the_same_packs() -> None:
