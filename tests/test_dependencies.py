@@ -54,6 +54,7 @@ MAY_IMPORT_TORCH_AT_ONCE = {
     "train.self_attention",
     "train.head",
     "native",
+    "native.operator",
 }
 """They register operators when they are imported, and training imports them."""
 TORCH_FREE_BELOW = 4

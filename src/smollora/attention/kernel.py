@@ -51,7 +51,9 @@ def attend(
     """`tree_attention`, for queries that it `serves`."""
     out = tokens_first(query)
     lse = query.new_empty(query.shape[:3], dtype=torch.float32)
-    _call("attend", (query, key, value, out), lse, segments, scale)
+    states = _as_queries(query, key, value)
+    heads = Heads(query.shape[1], key.shape[1], query.shape[3])
+    _call("attend", heads, [*map(Place.of, states), Place.of(out)], lse, segments, scale)
     return out, lse
 
 
@@ -67,12 +69,35 @@ def differentiate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`tree_attention_backward`, for the same."""
     made = tokens_first(query), tokens_first(key), tokens_first(value)
-    states = (grad, query, key, value, out, *made)
-    _call("differentiate_attention", states, lse.contiguous(), segments, scale)
+    grad, *states, out = _as_queries(grad, query, key, value, out)
+    places = [Place.of(each) for each in (grad, *states, out, *made)]
+    heads = Heads(query.shape[1], key.shape[1], query.shape[3])
+    _call("differentiate_attention", heads, places, lse.contiguous(), segments, scale)
     return made
 
 
+def _as_queries(*states: Tensor) -> list[Tensor]:
+    """In the type of the queries (bfloat16), their last dimension dense."""
+    cast = [each.to(torch.bfloat16) for each in states]
+    return [each if each.stride(3) == 1 else each.contiguous() for each in cast]
+
+
 # ── from one product to the next ──────────────────────────────────────────────────────────────
+
+
+class Place(NamedTuple):
+    """Where [heads, length, head_dim] values lie, the last dimension dense."""
+
+    at: int
+    """Address."""
+    head: int
+    """Values from a head to the next."""
+    token: int
+
+    @classmethod
+    def of(cls, states: Tensor) -> Place:
+        """Of [1, heads, length, head_dim]."""
+        return cls(states.data_ptr(), states.stride(1), states.stride(2))
 
 
 class Heads(NamedTuple):
@@ -88,18 +113,19 @@ class Heads(NamedTuple):
         """Values of a token's output."""
         return self.queries * self.wide
 
-    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """[length, values of a token] -> views [1, heads, length, head_dim]."""
-        heads = rows.unflatten(1, (-1, self.wide)).transpose(0, 1)[None]
-        return tuple(heads.split((self.queries, self.keys, self.keys), dim=1))
+    def places(self, rows: Tensor) -> list[Place]:
+        """Queries, keys and values in rows [length, values of a token]."""
+        at, size = rows.data_ptr(), rows.element_size() * self.wide
+        before = 0, self.queries, self.queries + self.keys
+        return [Place(at + size * heads, self.wide, rows.stride(0)) for heads in before]
 
-    def read_out(self, joined: Tensor) -> Tensor:
-        """[length, out + others] -> a view of the output [1, queries, length, head_dim]."""
-        return joined[:, : self.out].unflatten(1, (self.queries, self.wide)).transpose(0, 1)[None]
+    def place_out(self, rows: Tensor) -> Place:
+        """The output, which is first in rows [length, out + others]."""
+        return Place(rows.data_ptr(), self.wide, rows.stride(0))
 
 
 Angles = tuple[Tensor | None, Tensor | None]
-"""Cosines and sines of a rotary embedding [length, head_dim]; None: nothing is turned."""
+"""Cosines and sines of a rotary embedding [length, head_dim] bfloat16; None: nothing is turned."""
 
 
 def attend_rows(
@@ -115,11 +141,12 @@ def attend_rows(
         [length, out + rank] bfloat16, the output and what `first` makes of it, and log-sum-exp
         [queries, length] float32.
     """
-    rank = len(first)
-    joined = rows.new_empty(len(rows), heads.out + rank)
+    rows, first = _dense(rows), _dense(first)
+    joined = rows.new_empty(len(rows), heads.out + len(first))
     lse = rows.new_empty(heads.queries, len(rows), dtype=torch.float32)
-    states = (*heads.split(rows), heads.read_out(joined), first[None, None])
-    _call("attend", states, lse, segments, scale, angles, rank)
+    factor = Place(first.data_ptr(), 0, first.stride(0))
+    places = [*heads.places(rows), heads.place_out(joined), factor]
+    _call("attend", heads, places, lse, segments, scale, angles, len(first))
     return joined, lse
 
 
@@ -134,40 +161,45 @@ def differentiate_rows(
     scale: float,
 ) -> Tensor:
     """The gradient of `rows`, as they, from that of the output [length, out] bfloat16."""
+    grad, rows, joined = _dense(grad), _dense(rows), _dense(joined)
     made = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    states = heads.read_out(grad), *heads.split(rows), heads.read_out(joined), *heads.split(made)
-    _call("differentiate_attention", states, lse.contiguous(), segments, scale, angles)
+    given = heads.place_out(grad), *heads.places(rows), heads.place_out(joined)
+    places = [*given, *heads.places(made)]
+    _call("differentiate_attention", heads, places, lse.contiguous(), segments, scale, angles)
     return made
+
+
+def _dense(rows: Tensor) -> Tensor:
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def _call(
     name: str,
-    states: Sequence[Tensor],
+    heads: Heads,
+    places: Sequence[Place],
     lse: Tensor,
     segments: Tensor,
     scale: float,
     angles: Angles = (None, None),
     rank: int = 0,
 ) -> None:
-    """Call the kernel; `states` [1, heads, length, head_dim] in the order of attention.cpp.
+    """Call the kernel; `places` of bfloat16 values in the order of attention.cpp.
 
     Raises:
         ValueError: the table of segments speaks of tokens that are not there.
     """
     library = native.kernels().library
-    backward = name == "differentiate_attention"
-    query, key = states[1:3] if backward else states[:2]
-    states = [each.to(query.dtype) for each in states]
-    dense = [each if each.stride(3) == 1 else each.contiguous() for each in states]
+    length = lse.shape[-1]
     table = segments.to(torch.int64).contiguous()
     counts = len(table), torch.get_num_threads(), rank
-    sizes = native.integers((query.shape[1], key.shape[1], *query.shape[2:], *counts))
-    space = native.Space.of(library.count_attention_space(sizes, int(backward)))
-    turned = [each.to(torch.float32).contiguous() for each in angles if each is not None]
+    sizes = native.integers((heads.queries, heads.keys, length, heads.wide, *counts))
+    backward = int(name == "differentiate_attention")
+    space = native.Space.of(library.count_attention_space(sizes, backward))
+    turned = [each.to(torch.bfloat16).contiguous() for each in angles if each is not None]
     refused = getattr(library, name)(
         sizes,
-        native.addresses(dense),
-        native.integers([step for each in dense for step in each.stride()[1:3]]),
+        (ctypes.c_void_p * len(places))(*(place.at for place in places)),
+        native.integers([step for place in places for step in place[1:]]),
         native.addresses(turned) if turned else (ctypes.c_void_p * 2)(),
         ctypes.c_void_p(lse.data_ptr()),
         ctypes.c_void_p(table.data_ptr()),
@@ -175,4 +207,4 @@ def _call(
         space.at,
     )
     if refused:
-        raise ValueError(f"the table of segments goes past the {query.shape[2]} tokens")
+        raise ValueError(f"the table of segments goes past the {length} tokens")

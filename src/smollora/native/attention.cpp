@@ -42,8 +42,8 @@ struct States {  // [heads, length, head_dim] of a tensor whose last dimension i
   bf16* row(int64_t h, int64_t t) const { return at + h * head + t * token; }
 };
 
-struct Rotation {  // by each token's angles, float32 [length, WIDE]; null: none
-  const float *cosines, *sines;
+struct Rotation {  // by each token's angles [length, WIDE]; null: none
+  const bf16 *cosines, *sines;
 
   // `count` rows of tokens from `first` on, `step` values apart, where they stand; BACK undoes it
   template <int64_t WIDE, bool BACK>
@@ -51,18 +51,18 @@ struct Rotation {  // by each token's angles, float32 [length, WIDE]; null: none
     if (!cosines) return;
     constexpr int64_t HALF = WIDE / 2;
     for (int64_t t = first; t < first + count; ++t, row += step) {
-      const float *c = cosines + t * WIDE, *s = sines + t * WIDE;
+      const bf16 *c = cosines + t * WIDE, *s = sines + t * WIDE;
       for (int64_t i = 0; i < HALF; i += LANES) {
-        const auto read = [&](int64_t at) {
-          return to_floats(_mm256_loadu_si256((const __m256i*)(row + at)));
+        const auto read = [](const bf16* at) {
+          return to_floats(_mm256_loadu_si256((const __m256i*)at));
         };
         const auto write = [&](int64_t at, __m512 x) {
           _mm256_storeu_si256((__m256i*)(row + at), (__m256i)_mm512_cvtneps_pbh(x));
         };
-        const __m512 low = read(i), high = read(i + HALF);
-        const __m512 a = _mm512_mul_ps(low, _mm512_loadu_ps(c + i));
-        const __m512 b = _mm512_mul_ps(high, _mm512_loadu_ps(c + i + HALF));
-        const __m512 upper = _mm512_loadu_ps(s + i), lower = _mm512_loadu_ps(s + i + HALF);
+        const __m512 low = read(row + i), high = read(row + i + HALF);
+        const __m512 a = _mm512_mul_ps(low, read(c + i));
+        const __m512 b = _mm512_mul_ps(high, read(c + i + HALF));
+        const __m512 upper = read(s + i), lower = read(s + i + HALF);
         write(i, BACK ? _mm512_fmadd_ps(high, lower, a) : _mm512_fnmadd_ps(high, upper, a));
         write(i + HALF, BACK ? _mm512_fnmadd_ps(low, upper, b) : _mm512_fmadd_ps(low, lower, b));
       }
@@ -637,7 +637,7 @@ int64_t count_attention_space(const int64_t* sizes_of, int with_gradients) {
 // states: query, key, value, out, and with a rank the first factor; strides: (head, token) of each,
 // in values; of the factor (0, row).
 int attend(const int64_t* sizes_of, void* const* states, const int64_t* strides,
-           const float* const* angles, float* lse, const int64_t* lines, float scale, char* space) {
+           const bf16* const* angles, float* lse, const int64_t* lines, float scale, char* space) {
   const auto at = [&](int i) { return read_states(states, strides, i); };
   if (!fits(read_sizes(sizes_of), lines)) return 1;
   const Sizes sizes = read_sizes(sizes_of);
@@ -650,7 +650,7 @@ int attend(const int64_t* sizes_of, void* const* states, const int64_t* strides,
 
 // states: grad, query, key, value, out, d_query, d_key, d_value.
 int differentiate_attention(const int64_t* sizes_of, void* const* states, const int64_t* strides,
-                            const float* const* angles, const float* lse, const int64_t* lines,
+                            const bf16* const* angles, const float* lse, const int64_t* lines,
                             float scale, char* space) {
   const auto at = [&](int i) { return read_states(states, strides, i); };
   if (!fits(read_sizes(sizes_of), lines)) return 1;

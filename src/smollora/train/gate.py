@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from smollora import native
 from smollora.native import WIDEST
+from smollora.native.operator import operator
 from smollora.train.fused_lora import (
     LayerSet,
     any_left_to_peft,
@@ -148,9 +149,11 @@ class _FeedForward(torch.autograd.Function):  # type: ignore[misc]
 # ── operators ─────────────────────────────────────────────────────────────────────────────────
 
 
-@torch.library.custom_op(  # type: ignore[untyped-decorator]
-    "smollora::gate", mutates_args=()
-)
+def _gated(gate_up: Tensor, first: Tensor) -> Tensor:
+    return gate_up.new_empty(gate_up.shape[0], first.shape[1] + first.shape[0])
+
+
+@operator(_gated)
 def gate(gate_up: Tensor, first: Tensor) -> Tensor:
     """h = silu(gate) * up, and h first' beside it.
 
@@ -167,14 +170,17 @@ def gate(gate_up: Tensor, first: Tensor) -> Tensor:
     return joined
 
 
-@gate.register_fake  # type: ignore[untyped-decorator]
-def _(gate_up: Tensor, first: Tensor) -> Tensor:
-    return gate_up.new_empty(gate_up.shape[0], first.shape[1] + first.shape[0])
+def _gradients(gradient: Tensor, gate_up: Tensor, first: Tensor, low: Tensor) -> Any:
+    rank, inner = first.shape
+    low_rank = low.shape[1] // 2
+    return (
+        torch.empty_like(gate_up, memory_format=torch.contiguous_format),
+        gate_up.new_empty(_filled(rank), inner, dtype=torch.float32)[:rank],
+        gate_up.new_empty(2, _filled(low_rank), inner, dtype=torch.float32)[:, :low_rank],
+    )
 
 
-@torch.library.custom_op(  # type: ignore[untyped-decorator]
-    "smollora::gate_backward", mutates_args=()
-)
+@operator(_gradients)
 def gate_backward(
     gradient: Tensor, gate_up: Tensor, first: Tensor, low: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -197,17 +203,6 @@ def gate_backward(
     states = (*(_dense(each) for each in (gradient, gate_up, first, low)), d_gate_up)
     _call("differentiate_gate", (length, inner, rank, low_rank), states, d_first, d_second)
     return d_gate_up, d_first[:rank], d_second[:, :low_rank]
-
-
-@gate_backward.register_fake  # type: ignore[untyped-decorator]
-def _(gradient: Tensor, gate_up: Tensor, first: Tensor, low: Tensor) -> Any:
-    rank, inner = first.shape
-    low_rank = low.shape[1] // 2
-    return (
-        torch.empty_like(gate_up, memory_format=torch.contiguous_format),
-        gate_up.new_empty(_filled(rank), inner, dtype=torch.float32)[:rank],
-        gate_up.new_empty(2, _filled(low_rank), inner, dtype=torch.float32)[:, :low_rank],
-    )
 
 
 def _filled(rank: int) -> int:

@@ -20,6 +20,7 @@ from smollora.attention import NAME as TREES
 from smollora.attention import kernel
 from smollora.attention.kernel import Heads
 from smollora.native import WIDEST
+from smollora.native.operator import operator
 from smollora.train.fused_lora import (
     LayerSet,
     any_left_to_peft,
@@ -154,9 +155,20 @@ class _SelfAttention(torch.autograd.Function):  # type: ignore[misc]
 # ── operators ─────────────────────────────────────────────────────────────────────────────────
 
 
-@torch.library.custom_op(  # type: ignore[untyped-decorator]
-    "smollora::attend_rows", mutates_args=()
-)
+def _attended(
+    rows: Tensor,
+    cosines: Tensor | None,
+    sines: Tensor | None,
+    segments: Tensor,
+    first: Tensor,
+    queries: int,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    joined = rows.new_empty(rows.shape[0], first.shape[1] + first.shape[0])
+    return joined, rows.new_empty(queries, rows.shape[0], dtype=torch.float32)
+
+
+@operator(_attended)
 def attend_rows(
     rows: Tensor,
     cosines: Tensor | None,
@@ -189,23 +201,11 @@ def attend_rows(
     return kernel.attend_rows(rows, (cosines, sines), segments, first, heads, scale)
 
 
-@attend_rows.register_fake  # type: ignore[untyped-decorator]
-def _(
-    rows: Tensor,
-    cosines: Tensor | None,
-    sines: Tensor | None,
-    segments: Tensor,
-    first: Tensor,
-    queries: int,
-    *_: Any,
-) -> tuple[Tensor, Tensor]:
-    joined = rows.new_empty(rows.shape[0], first.shape[1] + first.shape[0])
-    return joined, rows.new_empty(queries, rows.shape[0], dtype=torch.float32)
+def _as_rows(gradient: Tensor, rows: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op(  # type: ignore[untyped-decorator]
-    "smollora::attend_rows_backward", mutates_args=()
-)
+@operator(_as_rows)
 def attend_rows_backward(
     gradient: Tensor,
     rows: Tensor,
@@ -227,8 +227,3 @@ def attend_rows_backward(
     """
     angles, heads = (cosines, sines), Heads(queries, keys, wide)
     return kernel.differentiate_rows(gradient, rows, joined, lse, angles, segments, heads, scale)
-
-
-@attend_rows_backward.register_fake  # type: ignore[untyped-decorator]
-def _(gradient: Tensor, rows: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(rows, memory_format=torch.contiguous_format)
