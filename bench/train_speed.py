@@ -14,7 +14,8 @@ JSON object: unpadded tokens a second after the first step, the same of the medi
 dozen still ask the system for memory), labelled tokens, peak memory (resident; on a GPU of
 tensors), losses, and `share_of_products`: that
 rate over the one which the products of the frozen weights would allow (4 x parameters
-multiplications a token at the rate of bf16 products on the processor, measured just before).
+multiplications a token at the rate of bf16 products on the processor, measured two seconds just
+before and two just after).
 `loss` compares the loss of each step with a plain float32 reference on the same batches:
 full logits, row by row, no tree, no compilation. Run it alone on the machine, in turn with whatever
 it is compared with.
@@ -86,8 +87,9 @@ def rows_of(path: Path, longest: int, joined: bool = False) -> Iterator[Row]:
             yield Row(str(number), tuple(ids), weights, parts)
 
 
-def product_rate(tokens: int, width: int, inner: int) -> float:
+def product_rate(tokens: int, config: Any) -> float:
     """Multiply-adds a second, doubled, of bf16 products as large as the model's."""
+    width, inner = config.hidden_size, config.intermediate_size
     left = torch.randn(tokens, width).bfloat16()
     right = torch.randn(width, inner).bfloat16()
     for _ in range(5):
@@ -117,7 +119,7 @@ def train(
     """Train `steps` steps and print what they took."""
     model = load_model(resolve_model(source))
     config = model.config
-    rate = product_rate(settings.batch_tokens, config.hidden_size, config.intermediate_size)
+    before = product_rate(settings.batch_tokens, config)
     flops = 4 * sum(p.numel() for p in model.parameters())
     chosen = some_rows(list(rows_of(rows, longest, joined)), settings, steps + 1)
     reports: list[StepReport] = []
@@ -134,6 +136,7 @@ def train(
         )
     if not reports:
         return  # not the first of several processes
+    rate = (before + product_rate(settings.batch_tokens, config)) / 2
     first, rest = reports[0], reports[1:]
     seconds = rest[-1].seconds - first.seconds
     tokens = sum(report.row_tokens for report in rest)

@@ -10,6 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from native_kernels import apart
+from native_kernels import kernel as kernel  # a fixture
+from smollora import native
 from smollora.train import head as module
 from smollora.train.head import Targets, head_loss
 
@@ -60,6 +63,7 @@ def reference(head: Any, states: Any, targets: Targets) -> tuple[Any, Any, Any]:
 def test_values_and_gradients_are_those_of_cross_entropy_over_all_logits(
     kind: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "ROUND", 16)
     monkeypatch.setattr(module, "CHUNK", 32)  # several pieces, the last one short
     head: Any = TwoRows() if kind == "two rows" else nn.Linear(WIDTH, VOCABULARY)
     trained = head.shared if kind == "two rows" else list(head.parameters())
@@ -121,3 +125,74 @@ def test_a_state_that_is_not_a_number_shows_in_the_loss() -> None:
     states, targets = case(4)
     found = head_loss(nn.Linear(WIDTH, VOCABULARY), states * torch.nan, targets)
     assert bool(found.total.isnan())
+
+
+# ── the kernel ────────────────────────────────────────────────────────────────────────────────
+
+
+def lines(count: int, vocabulary: int) -> tuple[torch.Tensor, Targets]:
+    """Logits in bfloat16 and targets; every third position refuses token 3."""
+    torch.manual_seed(count + vocabulary)
+    logits = (4 * torch.randn(count, vocabulary)).bfloat16()
+    _, targets = case(count)
+    tokens = torch.where(targets.refused == 3, 4, torch.arange(count) % vocabulary)
+    tokens[-1] = vocabulary - 1
+    return logits, targets._replace(tokens=tokens)
+
+
+def by_kernel(logits: torch.Tensor, targets: Targets) -> list[torch.Tensor]:
+    """Losses, weighted losses, hits, and the gradient."""
+    count = len(logits)
+    made = torch.empty(count), torch.empty(count), torch.empty(count, dtype=torch.bool)
+    gradient = logits.clone()
+    module._to_gradient(gradient, targets, *made)
+    return [*made, gradient]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("count", "vocabulary"), [(1, 5), (7, 16), (34, 300), (3, 50_000)])
+def test_the_kernel_gives_losses_and_gradients_of_the_same_logits(
+    count: int, vocabulary: int, threads: int, kernel: native.Kernels
+) -> None:
+    torch.set_num_threads(threads)
+    logits, targets = lines(count, vocabulary)
+    exact = logits.double().requires_grad_()
+    total, losses, _ = reference(lambda x: x, exact, targets)
+    total.backward()
+    assert exact.grad is not None
+    each, weighted, hits, gradient = by_kernel(logits, targets)
+    assert torch.allclose(each.double(), losses, atol=1e-4)
+    assert float(weighted.sum()) == pytest.approx(float(total.detach()), abs=1e-4 * count)
+    picked = logits.gather(1, targets.tokens[:, None])[:, 0]
+    assert torch.equal(hits, picked == logits.amax(dim=1))
+    rounded = exact.grad.bfloat16().double()
+    assert (gradient.double() - rounded).abs().max() <= 2.0**-8 * rounded.abs().max()
+    assert apart(gradient, exact.grad) < 3e-3
+
+
+def test_the_kernel_and_torchs_operators_agree_where_logits_are_extreme(
+    kernel: native.Kernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, targets = lines(9, 200)
+    logits[0, 3], logits[3, 3] = 80, 300  # nearly certain; position 0 and 3 refuse it
+    logits[1, int(targets.tokens[1])] = -500
+    logits[2] = 0
+    logits[4, 7], logits[5, 7] = float("nan"), float("inf")
+    found = by_kernel(logits, targets)
+    monkeypatch.setattr(native, "find_kernels", lambda: "not here")
+    wanted = by_kernel(logits, targets)
+    numbers = [0, 1, 2, 3, 6, 7, 8]
+    for got, right in zip(found, wanted, strict=True):
+        assert torch.allclose(got[numbers].float(), right[numbers].float(), rtol=1e-2, atol=1e-4)
+    for made in (found, wanted):
+        assert made[0][[4, 5]].isnan().all()
+        assert made[3][[4, 5]].isnan().any(dim=1).all()
+
+
+def test_the_kernel_refuses_a_token_that_is_none_of_the_vocabulary(kernel: native.Kernels) -> None:
+    logits, targets = lines(3, 20)
+    for wrong in (20, -1):
+        with pytest.raises(IndexError, match="none of the vocabulary's 20"):
+            by_kernel(logits, targets._replace(tokens=torch.tensor([1, wrong, 2])))
+        with pytest.raises(IndexError, match="refused"):
+            by_kernel(logits, targets._replace(refused=torch.tensor([1, wrong, 2])))

@@ -30,7 +30,7 @@ from smollora.models import cache_folder
 
 FOLDER = Path(__file__).parent
 HEADERS = ("units.h", "narrow.h")
-SOURCES = ("units.cpp", "attention.cpp", "gate.cpp")
+SOURCES = ("units.cpp", "attention.cpp", "gate.cpp", "softmax.cpp")
 VECTORS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
 MATRIX_UNITS = ("amx_tile", "amx_bf16")
 """What the processor must have, as Linux names it; the second are six times as fast."""

@@ -13,6 +13,7 @@ a weight of its own: that no call is opened, and which word it is instead.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,8 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK = 256
-"""Positions whose logits exist at one time."""
+from smollora import native
+
+CHUNK = 320
+"""Positions whose logits exist at one time, at most; pieces are of about the same size, for a
+product with few positions reads the head as often as one with many.
+"""
 ROUND = 64
 """Positions are filled up to a multiple of this: logits of a few sizes find the memory that others
 left, those of any size break the heap into pieces (docs/log.md).
@@ -112,7 +117,9 @@ class _HeadLoss(torch.autograd.Function):  # type: ignore[misc]
         hits = torch.empty(count, dtype=torch.bool, device=states.device)
         d_states = torch.zeros_like(states)
         d_trained = [torch.zeros_like(parameter) for parameter in trained]
-        for here in _pieces(count, CHUNK):
+        pieces = -(-count // CHUNK) or 1
+        size = -(-count // (pieces * ROUND)) * ROUND
+        for here in _pieces(count, size or ROUND):
             with torch.set_grad_enabled(wanted):
                 piece = states[here].detach().requires_grad_(wanted)
                 logits = head(piece)
@@ -181,6 +188,9 @@ def _to_gradient(
     """Turn logits [n, vocabulary] into the gradient of their weighted losses, in place, and fill
     `each` (losses without weights), `weighted` and `hits` [n].
     """
+    if logits.device.type == "cpu" and logits.stride(1) == 1 and not native.why_not(logits.dtype):
+        _by_kernel(logits, targets, each, weighted, hits)
+        return
     lines = LINES if logits.device.type == "cpu" else CHUNK
     for here in _pieces(len(logits), lines):
         values = logits[here].to(torch.float32, copy=True)
@@ -198,6 +208,23 @@ def _to_gradient(
         odds = (weight - word) * opened / others
         values.mul_((word - odds) / total).scatter_(1, refused, weight * opened / total)
         logits[here] = values.scatter_add_(1, target, -word)
+
+
+def _by_kernel(
+    logits: Tensor, targets: Targets, each: Tensor, weighted: Tensor, hits: Tensor
+) -> None:
+    """The same in C++ (native/softmax.cpp), for bfloat16."""
+    count, vocabulary = logits.shape
+    for name, tokens in (("target", targets.tokens), ("refused", targets.refused)):
+        if count and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
+            raise IndexError(f"{name}: a token that is none of the vocabulary's {vocabulary}")
+    given = [part.contiguous() for part in targets]
+    tokens, weights, refused, words = (ctypes.c_void_p(part.data_ptr()) for part in given)
+    made = (ctypes.c_void_p(part.data_ptr()) for part in (each, weighted, hits))
+    sizes = native.integers((count, vocabulary, logits.stride(0), torch.get_num_threads()))
+    native.kernels().library.differentiate_logits(
+        sizes, ctypes.c_void_p(logits.data_ptr()), tokens, refused, weights, words, *made
+    )
 
 
 def _pieces(length: int, size: int) -> Iterator[slice]:
