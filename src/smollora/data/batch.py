@@ -29,8 +29,8 @@ PROMPT_ONE_IN = 5
 among many rows, short ones leave room for other lists in the same step.
 """
 AHEAD = 32
-"""Trees that a step may choose from to fill up. Steps are 97% to 99.9% full with it; with more, the
-short trees are used up early and the last steps stay empty.
+"""Trees that a step may choose from to fill up. With more, the short ones are used up early and the
+last steps stay empty (docs/log.md).
 """
 SEGMENT_LINES = 256
 """The segment table is padded to a multiple of this, so that its shape seldom changes."""
