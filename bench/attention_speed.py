@@ -8,7 +8,8 @@ ROWS are those of `bench/train_speed.py rows`. `layer` times attention of one la
 of SmolLM2-135M (9 of 64 over 3 of keys) on packs of those rows, with the kernel and with PyTorch's
 operators in turn, and prints the mean over packs of the best of 8 rounds. `step` trains, two steps
 with the kernel and two without in turn, and prints tokens computed a second of either; `profile`
-prints what torch's profiler finds in a step with the kernel. OMP_NUM_THREADS says how many threads.
+prints what a step's time goes to, by a clock around each call (torch's profiler makes some calls
+three times as slow). OMP_NUM_THREADS says how many threads.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor.codecache import PyCodeCache
+from torch._inductor.select_algorithm import extern_kernels
 from train_speed import rows_of, some_rows
 
 from smollora import native
@@ -31,13 +34,13 @@ from smollora.config import TrainSection
 from smollora.data.batch import build_batch, plan_batches
 from smollora.memory import keep_freed_memory
 from smollora.models import load_model, resolve_model
-from smollora.train import StepReport, train_adapter
+from smollora.train import StepReport, gate, loss, train_adapter
+from smollora.train.fused_lora import FusedLora
 
 ROUNDS = 8
 PACKS = 8
 WARM = 12
-"""Steps before the one that is profiled: until then memory grows. A second would be slower: what
-the profiler itself takes breaks the memory into pieces."""
+"""Steps before those that are profiled: until then memory grows."""
 SERVES = kernel.serves
 
 
@@ -113,39 +116,77 @@ def time_steps(source: str, rows: Path, steps: int, tokens: int) -> None:
         print(f"{'kernel' if wanted else 'PyTorch'}: {rate:.0f} tokens/s; seconds a step: {each}")
 
 
+class Watch:
+    """Adds up the seconds of calls by what they are for; no call of one is inside another."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[int, float]] = {}
+        self.on = False
+
+    def put_on(self, owner: Any, name: str, what: Callable[..., str]) -> None:
+        """Watch a function; `what` is given its arguments."""
+        function = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            made = function(*args, **kwargs)
+            if self.on:
+                count, seconds = self.found.get(what(*args), (0, 0.0))
+                self.found[what(*args)] = count + 1, seconds + time.perf_counter() - start
+            return made
+
+        setattr(owner, name, watched)
+
+
+def watch_all(watch: Watch) -> None:
+    """Watch what a step of compiled layers consists of."""
+
+    def product(*args: Any) -> str:
+        sides = [side for each in args for side in each.shape]
+        narrow = min(sides) <= native.WIDEST
+        return (
+            "adapters: products with a side of at most 64" if narrow else "frozen weights' products"
+        )
+
+    for name in ("mm", "addmm"):
+        watch.put_on(extern_kernels, name, product)
+    for compiled in PyCodeCache.modules:
+        for name in [each for each in vars(compiled) if each.startswith("cpp_fused")]:
+            watch.put_on(compiled, name, lambda *_: "fused elementwise kernels")
+    watch.put_on(kernel, "_call", lambda name, *_: f"attention: {name}")
+    watch.put_on(gate, "_call", lambda name, *_: f"gates: {name}")
+    watch.put_on(loss, "head_loss", lambda *_: "head and loss")
+    watch.put_on(torch.nn.utils, "clip_grad_norm_", lambda *_: "clipping")
+    watch.put_on(torch.optim.AdamW, "step", lambda *_: "AdamW")
+    watch.put_on(FusedLora, "refresh", lambda *_: "second factors written")
+
+
 def profile_steps(source: str, rows: Path, steps: int, tokens: int) -> None:
-    """What takes the time of some steps, by operator and shape."""
-    profiler = torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True
-    )
-    done = 0
+    """What takes the time of some steps: calls by what they are for, and what is between them."""
+    watch, seconds = Watch(), [0.0]
 
-    def on_step(_: StepReport) -> None:
-        nonlocal done
-        done += 1
-        if done == WARM:
-            profiler.start()
-        elif done == WARM + steps:
-            profiler.stop()
-            show(profiler)
-
-    def show(profiler: Any) -> None:
-        found = profiler.key_averages(group_by_input_shape=True)
-        total = sum(each.self_cpu_time_total for each in found)
-        print(f"{total / steps / 1e6:.2f} s a step")
-        for each in sorted(found, key=lambda one: -one.self_cpu_time_total)[:40]:
-            share = each.self_cpu_time_total / total
-            shapes = str(each.input_shapes)[:80]
-            print(f"{share:6.1%} {each.count // steps:5d} times  {each.key[:60]} {shapes}")
+    def on_step(report: StepReport) -> None:
+        seconds.append(report.seconds)
+        if len(seconds) == WARM:
+            watch_all(watch)
+        watch.on = len(seconds) > WARM
 
     train(source, rows, steps + WARM, tokens, on_step)
+    total, count = seconds[-1] - seconds[WARM], len(seconds) - 1 - WARM
+    known = sum(taken for _, taken in watch.found.values())
+    watch.found["between: Python, calls of compiled layers, memory"] = 0, total - known
+    print(f"{total / count:.3f} s a step, {count} steps")
+    for what, (calls, taken) in sorted(watch.found.items(), key=lambda item: -item[1][1]):
+        print(
+            f"{taken / total:6.1%} {1e3 * taken / count:7.1f} ms {calls / count:6.0f} calls  {what}"
+        )
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for name, steps in (("layer", 0), ("step", 12), ("profile", 1)):
+    for name, steps in (("layer", 0), ("step", 12), ("profile", 12)):
         verb = verbs.add_parser(name)
         if steps:
             verb.add_argument("model")
