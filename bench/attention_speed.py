@@ -130,9 +130,11 @@ class Watch:
         def watched(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             made = function(*args, **kwargs)
+            taken = time.perf_counter() - start
             if self.on:
-                count, seconds = self.found.get(what(*args), (0, 0.0))
-                self.found[what(*args)] = count + 1, seconds + time.perf_counter() - start
+                purpose = what(*args)
+                count, seconds = self.found.get(purpose, (0, 0.0))
+                self.found[purpose] = count + 1, seconds + taken
             return made
 
         setattr(owner, name, watched)
@@ -144,9 +146,7 @@ def watch_all(watch: Watch) -> None:
     def product(*args: Any) -> str:
         sides = [side for each in args for side in each.shape]
         narrow = min(sides) <= native.WIDEST
-        return (
-            "adapters: products with a side of at most 64" if narrow else "frozen weights' products"
-        )
+        return "adapters: products with a narrow side" if narrow else "products of frozen weights"
 
     for name in ("mm", "addmm"):
         watch.put_on(extern_kernels, name, product)
@@ -177,9 +177,8 @@ def profile_steps(source: str, rows: Path, steps: int, tokens: int) -> None:
     watch.found["between: Python, calls of compiled layers, memory"] = 0, total - known
     print(f"{total / count:.3f} s a step, {count} steps")
     for what, (calls, taken) in sorted(watch.found.items(), key=lambda item: -item[1][1]):
-        print(
-            f"{taken / total:6.1%} {1e3 * taken / count:7.1f} ms {calls / count:6.0f} calls  {what}"
-        )
+        each = f"{1e3 * taken / count:7.1f} ms {calls / count:6.0f} calls"
+        print(f"{taken / total:6.1%} {each}  {what}")
 
 
 def main() -> None:

@@ -78,8 +78,7 @@ def differentiate(
 
 def _as_queries(*states: Tensor) -> list[Tensor]:
     """In the type of the queries (bfloat16), their last dimension dense."""
-    cast = [each.to(torch.bfloat16) for each in states]
-    return [each if each.stride(3) == 1 else each.contiguous() for each in cast]
+    return [native.dense(each.to(torch.bfloat16)) for each in states]
 
 
 # ── from one product to the next ──────────────────────────────────────────────────────────────
@@ -141,7 +140,7 @@ def attend_rows(
         [length, out + rank] bfloat16, the output and what `first` makes of it, and log-sum-exp
         [queries, length] float32.
     """
-    rows, first = _dense(rows), _dense(first)
+    rows, first = native.dense(rows), native.dense(first)
     joined = rows.new_empty(len(rows), heads.out + len(first))
     lse = rows.new_empty(heads.queries, len(rows), dtype=torch.float32)
     factor = Place(first.data_ptr(), 0, first.stride(0))
@@ -161,16 +160,12 @@ def differentiate_rows(
     scale: float,
 ) -> Tensor:
     """The gradient of `rows`, as they, from that of the output [length, out] bfloat16."""
-    grad, rows, joined = _dense(grad), _dense(rows), _dense(joined)
+    grad, rows, joined = map(native.dense, (grad, rows, joined))
     made = torch.empty_like(rows, memory_format=torch.contiguous_format)
     given = heads.place_out(grad), *heads.places(rows), heads.place_out(joined)
     places = [*given, *heads.places(made)]
     _call("differentiate_attention", heads, places, lse.contiguous(), segments, scale, angles)
     return made
-
-
-def _dense(rows: Tensor) -> Tensor:
-    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def _call(

@@ -189,6 +189,11 @@ def integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
 
 
+def dense(states: Tensor) -> Tensor:
+    """The same values, the last dimension dense."""
+    return states if states.stride(-1) == 1 else states.contiguous()
+
+
 def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     """Where tensors begin; the caller holds them."""
     return (ctypes.c_void_p * len(tensors))(*(each.data_ptr() for each in tensors))

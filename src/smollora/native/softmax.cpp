@@ -11,14 +11,13 @@ using namespace smollora;
 namespace {
 
 constexpr int64_t LANES = 16;
-constexpr float LEAST = -60.0f * LOG2E;  // lower ones count as this: subnormal numbers are slow
+constexpr float LEAST = -60.0f * LOG2E;  // as in head.py: subnormal numbers are slow
 
 struct Line {
   bf16* at;
   int64_t count;
 
-  // x of each 16 values goes through `see`, and back where it gives something back; the rest of a
-  // line's end reads as -infinity
+  // see(index, which of 16 values are there, the values); those that are not read as -infinity
   template <typename See>
   void each(const See& see) const {
     for (int64_t i = 0; i < count; i += LANES) {

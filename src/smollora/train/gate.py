@@ -166,7 +166,7 @@ def gate(gate_up: Tensor, first: Tensor) -> Tensor:
     """
     length, inner, rank = len(gate_up), first.shape[1], len(first)
     joined = gate_up.new_empty(length, inner + rank)
-    _call("apply_gate", (length, inner, rank), (_dense(gate_up), _dense(first), joined))
+    _call("apply_gate", (length, inner, rank), (native.dense(gate_up), native.dense(first), joined))
     return joined
 
 
@@ -200,17 +200,13 @@ def gate_backward(
     d_gate_up = torch.empty_like(gate_up, memory_format=torch.contiguous_format)
     d_first = gate_up.new_empty(_filled(rank), inner, dtype=torch.float32)
     d_second = gate_up.new_empty(2, _filled(low_rank), inner, dtype=torch.float32)
-    states = (*(_dense(each) for each in (gradient, gate_up, first, low)), d_gate_up)
+    states = (*map(native.dense, (gradient, gate_up, first, low)), d_gate_up)
     _call("differentiate_gate", (length, inner, rank, low_rank), states, d_first, d_second)
     return d_gate_up, d_first[:rank], d_second[:, :low_rank]
 
 
 def _filled(rank: int) -> int:
     return -(-rank // 16) * 16
-
-
-def _dense(states: Tensor) -> Tensor:
-    return states if states.stride(1) == 1 else states.contiguous()
 
 
 def _call(name: str, sizes: Sequence[int], states: Sequence[Tensor], *sums: Tensor) -> None:

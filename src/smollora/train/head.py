@@ -4,7 +4,8 @@ their gradient is computed where they are, in the forward pass.
 In: hidden states of labelled positions, targets, weights. Out: the weighted sum of the losses, with
 gradients of the states and of whatever the head trains. Nothing is computed twice and no tensor of
 [positions, vocabulary] is kept: one in float32 costs more in fresh pages than in arithmetic.
-Source: Liger kernel's fused linear cross entropy (Hsu et al. 2024), here in plain PyTorch.
+Source: Liger kernel's fused linear cross entropy (Hsu et al. 2024), here in plain PyTorch, and for
+bfloat16 on a CPU in C++ (native/softmax.cpp).
 
 The surprise: where an answer in words begins though it could have been a call, the cross entropy is
 taken apart, -log P(target) = -log(1 - P(refused)) - log P(target | not refused), and each half has

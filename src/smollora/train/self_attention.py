@@ -155,15 +155,8 @@ class _SelfAttention(torch.autograd.Function):  # type: ignore[misc]
 # ── operators ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _attended(
-    rows: Tensor,
-    cosines: Tensor | None,
-    sines: Tensor | None,
-    segments: Tensor,
-    first: Tensor,
-    queries: int,
-    *_: Any,
-) -> tuple[Tensor, Tensor]:
+def _attended(rows: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    first, queries = others[3:5]
     joined = rows.new_empty(rows.shape[0], first.shape[1] + first.shape[0])
     return joined, rows.new_empty(queries, rows.shape[0], dtype=torch.float32)
 
